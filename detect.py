@@ -1,0 +1,313 @@
+"""Detect objects, and answer the image-level question, on pictures, videos and streams.
+
+    python detect.py --weights runs/train/exp/weights/best.pt --source path/to/anything
+
+Sources: a picture, a folder, a glob, a list file (.txt), a video, a stream (rtsp://, http://), a list of streams
+(.streams), a webcam id (0) or the screen (screen).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from models.load import find_weights, input_dtype, largest_stride, load_model, predict
+from utils.augmentations import letterbox
+from utils.boxes import check_img_size, non_max_suppression, scale_boxes
+from utils.checkpoint import strip_checkpoint
+from utils.config import load_data_config
+from utils.devices import autocast, describe_device, select_device, synchronize, to_input, use_all_cores
+from utils.paths import ROOT, increment_path
+from utils.results import ResultWriter, draw, summary
+from utils.sources import Frame, open_source
+
+
+class Detector:
+    """Pictures in, both answers out; keeps the time.
+
+    Args:
+        model: From `load_model`.
+        imgsz: Height and width of the input, multiples of the model's stride.
+        half: Autocast to the device's half precision.
+        augment: Test-time augmentation.
+        nms: Arguments for `non_max_suppression`.
+
+    Attributes:
+        seen: Pictures so far.
+        seconds: [3] spent on preparation, inference and suppression.
+        shape: Last input, [B,3,H,W].
+    """
+
+    def __init__(self, model, device: torch.device, imgsz: tuple[int, int], half=False, augment=False, **nms):
+        self.model, self.device, self.imgsz, self.half, self.augment, self.nms = (
+            model,
+            device,
+            imgsz,
+            half,
+            augment,
+            nms,
+        )
+        self.stride = largest_stride(model)
+        self.dtype = input_dtype(model)
+        self.seen, self.seconds, self.shape = 0, np.zeros(3), (1, 3, *imgsz)
+        if device.type == "cuda":
+            predict(model, torch.zeros(self.shape, device=device, dtype=self.dtype))  # loads the kernels
+
+    @torch.inference_mode()
+    def __call__(self, pictures: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray | None], float]:
+        """BGR pictures → detections [n,6] in their pixels, image-level probabilities or None, seconds of inference."""
+        t0 = time.perf_counter()
+        images = self._letterboxed(pictures)
+        t1 = self._now()
+        with autocast(self.device, self.half):
+            decoded, probs = predict(self.model, images, self.augment)
+        t2 = self._now()
+        found = non_max_suppression(decoded, **self.nms)
+        self.seconds += (t1 - t0, t2 - t1, self._now() - t2)
+        self.seen, self.shape = self.seen + len(pictures), tuple(images.shape)
+        detections = [_in_picture(d, images.shape[2:], im.shape[:2]) for d, im in zip(found, pictures, strict=True)]
+        return detections, [None] * len(pictures) if probs is None else list(probs.cpu().numpy()), t2 - t1
+
+    def _letterboxed(self, pictures: list[np.ndarray]) -> torch.Tensor:
+        """BGR pictures → [B,3,H,W] in 0..1 on the device; pictures of one size are padded to the next stride only."""
+        auto = len({im.shape for im in pictures}) == 1
+        boxed = [letterbox(im, self.imgsz, stride=self.stride, auto=auto)[0] for im in pictures]
+        chw = np.ascontiguousarray(np.stack(boxed)[..., ::-1].transpose(0, 3, 1, 2))
+        return to_input(torch.from_numpy(chw), self.device).to(self.dtype)
+
+    def _now(self) -> float:
+        synchronize(self.device)
+        return time.perf_counter()
+
+
+def run(
+    weights: str | Path | list[str] = ROOT / "yolov5s.pt",
+    source: str | Path = ROOT / "data/images",
+    data: str | Path = ROOT / "data/coco128.yaml",
+    imgsz: int | tuple[int, int] = (640, 640),
+    conf_thres: float = 0.25,
+    iou_thres: float = 0.45,
+    max_det: int = 1000,
+    device: str = "",
+    view_img: bool = False,
+    save_txt: bool = False,
+    save_format: int = 0,
+    save_csv: bool = False,
+    save_conf: bool = False,
+    save_crop: bool = False,
+    nosave: bool = False,
+    classes: list[int] | None = None,
+    agnostic_nms: bool = False,
+    augment: bool = False,
+    update: bool = False,
+    project: str | Path = ROOT / "runs/detect",
+    name: str = "exp",
+    exist_ok: bool = False,
+    line_thickness: int = 3,
+    hide_labels: bool = False,
+    hide_conf: bool = False,
+    half: bool = False,
+    dnn: bool = False,
+    vid_stride: int = 1,
+) -> Path:
+    """Detect on every frame of a source; the arguments are the command line's (`--help`).
+
+    Returns:
+        The folder that the results were written to.
+
+    Raises:
+        FileNotFoundError: No weights or nothing to detect on.
+        ValueError: An argument out of range, or no picture of the source could be read.
+    """
+    device = select_device(device)
+    use_all_cores()
+    model = load_model(weights, device, half=half and device.type == "cuda")
+    names, cls_names = model.names or load_data_config(data).names, model.cls_names
+    _check_arguments(classes, save_format, conf_thres, iou_thres, names)
+    imgsz = tuple(check_img_size(_pair(imgsz), s=largest_stride(model)))
+    print(f"{describe_device(device)}\n{_describe_model(weights, names, cls_names)}")
+    if dnn:
+        print("WARNING: --dnn runs ONNX files through OpenCV; PyTorch runs these weights, so the flag changes nothing")
+    nms = {"conf_thres": conf_thres, "iou_thres": iou_thres, "classes": classes, "agnostic": agnostic_nms}
+    detector = Detector(model, device, imgsz, half=half, augment=augment, max_det=max_det, **nms)
+
+    with open_source(source, vid_stride) as frames:
+        if view_img or frames.live:
+            view_img = _can_show(warn=view_img)
+        save_dir = increment_path(Path(project) / name, exist_ok=exist_ok, mkdir=True)
+        with ResultWriter(save_dir, names, cls_names, save_csv=save_csv) as writer:
+            try:
+                for frame, detections, probs, ms in _detect_all(detector, frames):
+                    h, w = detector.shape[2:]
+                    print(f"{frame.title}: {h}x{w} {summary(detections, probs, names, cls_names)}, {ms:.1f}ms")
+                    if save_txt:
+                        writer.write_label(frame, detections, probs, save_conf, save_format)
+                    if save_csv:
+                        writer.write_rows(frame, detections, probs)
+                    if save_crop:
+                        writer.write_crops(frame, detections)
+                    if nosave and not view_img:
+                        continue
+                    args = names, cls_names, line_thickness, hide_labels, hide_conf
+                    drawn = draw(frame.image, detections, probs, *args)
+                    if not nosave:
+                        writer.write_picture(frame, drawn)
+                    if view_img and _show(frame, drawn):
+                        break
+            except KeyboardInterrupt:
+                print("stopped by the user; what was written so far is complete")
+
+    if frames.problems:
+        print("\n  ".join([f"{len(frames.problems)} not read and left out:", *frames.problems]))
+        if not detector.seen:
+            raise ValueError(f"--source {source}: nothing in it could be read")
+    prepare, infer, suppress = detector.seconds / max(1, detector.seen) * 1e3
+    shape = (1, *detector.shape[1:])
+    print(
+        f"Speed: {prepare:.1f}ms pre-process, {infer:.1f}ms inference, {suppress:.1f}ms NMS per image at shape {shape}"
+    )
+    if save_txt:
+        print(f"{writer.labels} labels saved to {save_dir / 'labels'}")
+    print(f"Results saved to {save_dir}")
+    if update:
+        for file in _files(weights):
+            strip_checkpoint(find_weights(file))
+            print(f"{file}: stripped of its training state")
+    return save_dir
+
+
+def _detect_all(detector: Detector, frames):
+    """(frame, detections [n,6], probabilities or None, milliseconds of inference) for every frame."""
+    for batch in frames:
+        detections, probs, seconds = detector([f.image for f in batch])
+        for i, frame in enumerate(batch):
+            yield frame, detections[i], probs[i], seconds / len(batch) * 1e3
+
+
+def _in_picture(detections: torch.Tensor, input_shape, picture_shape) -> np.ndarray:
+    """Pixels of the input → whole pixels of the picture, float32 [n,6]; boxes under a pixel keep their fractions."""
+    boxes = scale_boxes(input_shape, detections[:, :4].clone(), picture_shape)
+    rounded = boxes.round()
+    vanishing = (rounded[:, 2:] <= rounded[:, :2]).any(1, keepdim=True)
+    return torch.cat([torch.where(vanishing, boxes, rounded), detections[:, 4:6]], 1).float().cpu().numpy()
+
+
+def _check_arguments(classes, save_format, conf_thres, iou_thres, names) -> None:
+    for flag, value in (("--conf-thres", conf_thres), ("--iou-thres", iou_thres)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{flag} {value}: must lie between 0 and 1")
+    if save_format not in (0, 1):
+        raise ValueError(f"--save-format {save_format}: 0 is normalised centre and size, 1 normalised corners")
+    unknown = [c for c in classes or [] if c not in names]
+    if unknown:
+        raise ValueError(f"--classes {' '.join(map(str, unknown))}: the model knows {names}")
+
+
+def _pair(imgsz) -> list[int]:
+    """[height, width] from one or two numbers."""
+    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
+    if len(sides) not in (1, 2):
+        raise ValueError(f"--imgsz {' '.join(map(str, sides))}: one size, or height and width")
+    return [sides[0], sides[-1]]
+
+
+def _files(weights) -> list:
+    return [weights] if isinstance(weights, (str, Path)) else list(weights)
+
+
+def _describe_model(weights, names: dict[int, str], cls_names: dict[int, str]) -> str:
+    listed = ", ".join(names.values()) if len(names) <= 10 else f"{names[0]}, {names[1]}, …"
+    text = f"{' + '.join(map(str, _files(weights)))}: {len(names)} object classes ({listed})"
+    return text + (f", {len(cls_names)} image classes ({', '.join(cls_names.values())})" if cls_names else "")
+
+
+def _can_show(warn: bool) -> bool:
+    """Whether windows can be opened here; without a display OpenCV would end the program."""
+    displays = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if platform.system() == "Linux" and not displays:
+        reason = "there is no display"
+    elif any("GUI:" in line and "NONE" in line for line in cv2.getBuildInformation().splitlines()):
+        reason = "this OpenCV is built without windows"
+    else:
+        return True
+    if warn:
+        print(f"WARNING: --view-img is ignored: {reason}; results are written to files")
+    return False
+
+
+def _show(frame: Frame, drawn: np.ndarray) -> bool:
+    """Show a frame in its window; True when the user presses q."""
+    cv2.namedWindow(frame.path, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+    cv2.imshow(frame.path, drawn)
+    return cv2.waitKey(1) == ord("q")
+
+
+def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
+    """The command line; `args` defaults to the program's."""
+    parser = argparse.ArgumentParser(description="Detect objects and answer the image-level question on any source.")
+    parser.add_argument(
+        "--weights", nargs="+", type=str, default=ROOT / "yolov5s.pt", help="weight file; several: ensemble"
+    )
+    parser.add_argument(
+        "--source",
+        type=str,
+        default=ROOT / "data/images",
+        help="picture, folder, glob, .txt list, video, URL, .streams list, webcam id or screen",
+    )
+    parser.add_argument("--data", type=str, default=ROOT / "data/coco128.yaml", help="names for weights without names")
+    parser.add_argument(
+        "--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640], help="size, or height width"
+    )
+    parser.add_argument("--conf-thres", type=float, default=0.25, help="confidence threshold")
+    parser.add_argument("--iou-thres", type=float, default=0.45, help="IoU threshold of non-max suppression")
+    parser.add_argument("--max-det", type=int, default=1000, help="most detections per picture")
+    parser.add_argument("--device", default="", help="cpu, mps, a CUDA id such as 0; empty: the best there is")
+    parser.add_argument("--view-img", action="store_true", help="show windows (q ends)")
+    parser.add_argument("--save-txt", action="store_true", help="write label files: object rows and the image row")
+    parser.add_argument(
+        "--save-format",
+        type=int,
+        default=0,
+        help="boxes in --save-txt: 0 centre and size (a label), 1 corners; normalised",
+    )
+    parser.add_argument("--save-csv", action="store_true", help="write predictions.csv, best first, boxes in pixels")
+    parser.add_argument("--save-conf", action="store_true", help="add the confidence to the object rows of --save-txt")
+    parser.add_argument("--save-crop", action="store_true", help="write each box as a picture")
+    parser.add_argument("--nosave", action="store_true", help="write no pictures and videos")
+    parser.add_argument("--classes", nargs="+", type=int, help="keep these classes only: --classes 0 2 3")
+    parser.add_argument(
+        "--agnostic-nms", action="store_true", help="boxes of different classes suppress each other, too"
+    )
+    parser.add_argument("--augment", action="store_true", help="test-time augmentation")
+    parser.add_argument(
+        "--update", action="store_true", help="strip the training state from the weight files afterwards"
+    )
+    parser.add_argument("--project", default=ROOT / "runs/detect", help="write to project/name")
+    parser.add_argument("--name", default="exp", help="write to project/name")
+    parser.add_argument("--exist-ok", action="store_true", help="write into an existing project/name")
+    parser.add_argument("--line-thickness", default=3, type=int, help="width of the boxes' lines, pixels")
+    parser.add_argument("--hide-labels", action="store_true", help="draw no text")
+    parser.add_argument("--hide-conf", action="store_true", help="draw no confidences")
+    parser.add_argument("--half", action="store_true", help="half precision: float16 on CUDA, bfloat16 on a processor")
+    parser.add_argument("--dnn", action="store_true", help="run ONNX weights through OpenCV")
+    parser.add_argument("--vid-stride", type=int, default=1, help="use every n-th frame of videos and streams")
+    return parser.parse_args(args)
+
+
+def main(opt: argparse.Namespace) -> None:
+    """Run the command line; a problem that the user can solve ends in one sentence instead of a traceback."""
+    try:
+        run(**vars(opt))
+    except (OSError, ValueError, ModuleNotFoundError) as e:
+        raise SystemExit(f"detect.py: {e}") from None
+
+
+if __name__ == "__main__":
+    main(parse_opt())

@@ -1,0 +1,68 @@
+"""Models for `torch.hub`, under the names that YOLOv5's users know.
+
+model = torch.hub.load("path/to/this/folder", "custom", "best.pt", source="local")
+results = model("picture.jpg")
+results.print()
+results.pandas().xyxy[0], results.image_class[0]
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from models.autoshape import AutoShape
+from models.load import find_weights, load_model
+from models.yolo import Model
+from utils.checkpoint import load_checkpoint
+from utils.devices import select_device, use_all_cores
+
+dependencies = ["torch"]
+
+
+def custom(
+    path: str | Path = "path/to/model.pt", autoshape: bool = True, _verbose: bool = True, device: str | None = None
+) -> nn.Module:
+    """A model from a weight file, YOLOv5's or ours.
+
+    Args:
+        path: The weight file.
+        autoshape: Take pictures of any kind (see `models.autoshape.AutoShape`); off gives the bare network.
+        device: `"cpu"`, `"0"`, …; None: the best there is.
+
+    Raises:
+        FileNotFoundError: No such file; says where to get it.
+    """
+    use_all_cores()
+    target = select_device(str(device or ""))
+    model = load_model(path, target, fuse=autoshape)
+    if _verbose:
+        print(f"{path}: {model.nc} object classes, {model.cls_nc} image classes, on {target}")
+    return AutoShape(model) if autoshape else model
+
+
+def _create(
+    name: str,
+    pretrained: bool = True,
+    channels: int = 3,
+    classes: int = 80,
+    autoshape: bool = True,
+    _verbose: bool = True,
+    device: str | None = None,
+) -> nn.Module:
+    """A YOLOv5 by size; `pretrained` takes its official weights (as far as the shapes match) from `<name>.pt`.
+
+    Without `pretrained`, or with other channels or classes, it is a network to train, not wrapped.
+    """
+    if pretrained and channels == 3 and classes == 80:
+        return custom(f"{name}.pt", autoshape, _verbose, device)
+    model = Model(f"{name}.yaml", ch=channels, nc=classes)
+    if pretrained:
+        model.transfer(load_checkpoint(find_weights(f"{name}.pt")).state_dict)
+    return model.to(select_device(str(device or "")))
+
+
+yolov5n, yolov5s, yolov5m, yolov5l, yolov5x = (partial(_create, f"yolov5{size}") for size in "nsmlx")
+yolov5n6, yolov5s6, yolov5m6, yolov5l6, yolov5x6 = (partial(_create, f"yolov5{size}6") for size in "nsmlx")

@@ -1,0 +1,266 @@
+"""A detector for Python users: any kind of picture in, results with the methods that YOLOv5's users know out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from models.load import largest_stride, predict
+from utils.augmentations import letterbox
+from utils.boxes import make_divisible, non_max_suppression, scale_boxes, xyxy2xywh
+from utils.devices import autocast, synchronize, to_input
+from utils.paths import ROOT, increment_path
+from utils.plots import save_one_box
+from utils.results import draw, file_name, summary, write_image
+from utils.sources import read_image
+
+Picture = str | Path | Image.Image | np.ndarray
+
+
+class AutoShape(nn.Module):
+    """Wraps a network so that it takes pictures of any kind and size, alone or in lists.
+
+    Args:
+        model: From `load_model`, or any network in evaluation mode.
+
+    Attributes:
+        conf: Confidence threshold.
+        iou: IoU threshold of non-max suppression.
+        agnostic: Boxes of different classes suppress each other, too.
+        multi_label: A box may have several classes.
+        classes: Class numbers to keep, or None for all.
+        max_det: Most detections per picture.
+        amp: Half precision where the device has it.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model.eval()
+        self.names, self.cls_names, self.nc, self.cls_nc = model.names, model.cls_names, model.nc, model.cls_nc
+        self.stride = largest_stride(model)
+        self.conf, self.iou, self.agnostic, self.multi_label = 0.25, 0.45, False, False
+        self.classes: list[int] | None = None
+        self.max_det = 1000
+        self.amp = False
+
+    def train(self, mode: bool = True) -> AutoShape:
+        """Stays in evaluation mode: there is nothing to train here."""
+        return super().train(False)
+
+    @torch.inference_mode()
+    def forward(
+        self, ims: Picture | Sequence[Picture] | Tensor, size: int | tuple[int, int] = 640, augment: bool = False
+    ) -> Detections | tuple:
+        """Detect on pictures.
+
+        Args:
+            ims: File names, http(s) addresses, PIL pictures, arrays, or a list of these. Arrays are RGB uint8 [H,W,3]
+                (turn OpenCV's around: `im[..., ::-1]`), [3,H,W] or [H,W]. A float tensor [B,3,H,W] in 0..1 gives the
+                network's own output instead of results.
+            size: Longest side of the network input in pixels; rounded up to the stride.
+            augment: Test-time augmentation.
+
+        Raises:
+            ValueError: Something in the list is no picture; FileNotFoundError: a file is not there.
+        """
+        parameter = next(self.model.parameters())
+        if isinstance(ims, Tensor):
+            with autocast(parameter.device, self.amp):
+                return self.model(ims.to(parameter), augment=augment)
+        times = [_now(parameter.device)]
+        pictures, files = zip(*(_rgb(im, i) for i, im in enumerate(ims if _is_list(ims) else [ims])), strict=True)
+        longest = size if isinstance(size, int) else max(size)
+        scaled = [[int(side * longest / max(im.shape[:2])) for side in im.shape[:2]] for im in pictures]
+        shape = [make_divisible(side, self.stride) for side in np.array(scaled).max(0)]
+        boxed = np.stack([letterbox(im, shape, auto=False)[0] for im in pictures])
+        chw = torch.from_numpy(np.ascontiguousarray(boxed.transpose(0, 3, 1, 2)))
+        images = to_input(chw, parameter.device).to(parameter.dtype)
+        times.append(_now(parameter.device))
+
+        with autocast(parameter.device, self.amp):
+            decoded, probs = predict(self.model, images, augment)
+        times.append(_now(parameter.device))
+
+        found = non_max_suppression(
+            decoded,
+            self.conf,
+            self.iou,
+            classes=self.classes,
+            agnostic=self.agnostic,
+            multi_label=self.multi_label,
+            max_det=self.max_det,
+        )
+        for detections, im in zip(found, pictures, strict=True):
+            scale_boxes(shape, detections[:, :4], im.shape[:2])
+        times.append(_now(parameter.device))
+        milliseconds = tuple((b - a) * 1e3 / len(pictures) for a, b in zip(times, times[1:], strict=False))
+        return Detections(
+            list(pictures), found, list(files), self.names, self.cls_names, probs, milliseconds, tuple(images.shape)
+        )
+
+
+class Detections:
+    """Results for a list of pictures.
+
+    Attributes:
+        ims: The pictures, RGB uint8 [H,W,3].
+        pred, xyxy: Per picture float [n,6]: x1,y1,x2,y2 in pixels, confidence, class; best first.
+        xywh, xyxyn, xywhn: The same as centre and size, and in fractions of the picture.
+        files: Names of the pictures (`image0.jpg` for those without).
+        names, cls_names: Object and image classes.
+        image_probs: [B,cls_nc] image-level probabilities; None where the network has no image branch.
+        image_class: Per picture the name of its image class; None where the network has no image branch.
+        t: Milliseconds per picture of preparation, inference and suppression.
+        s: Shape of the network input.
+    """
+
+    def __init__(
+        self,
+        ims: list[np.ndarray],
+        pred: list[Tensor],
+        files: list[str],
+        names: dict[int, str],
+        cls_names: dict[int, str],
+        image_probs: Tensor | None = None,
+        t: tuple[float, ...] = (0.0, 0.0, 0.0),
+        s: tuple[int, ...] = (),
+    ):
+        self.ims, self.pred, self.files, self.names, self.cls_names = ims, pred, files, names, cls_names
+        self.image_probs, self.t, self.s = image_probs, t, s
+        self.n = len(pred)
+        self.image_class = None if image_probs is None else [cls_names[int(i)] for i in image_probs.argmax(1)]
+        sizes = [
+            torch.tensor([*im.shape[1::-1], *im.shape[1::-1], 1, 1], device=p.device)
+            for im, p in zip(ims, pred, strict=True)
+        ]
+        self.xyxy = pred
+        self.xywh = [xyxy2xywh(p) for p in pred]
+        self.xyxyn = [p / g for p, g in zip(self.xyxy, sizes, strict=True)]
+        self.xywhn = [p / g for p, g in zip(self.xywh, sizes, strict=True)]
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __str__(self) -> str:
+        rows = []
+        for i, im in enumerate(self.ims):
+            answer = summary(*self._arrays(i), self.names, self.cls_names)
+            rows.append(f"image {i + 1}/{self.n}: {im.shape[0]}x{im.shape[1]} {answer}")
+        speed = "{:.1f}ms pre-process, {:.1f}ms inference, {:.1f}ms NMS".format(*self.t)
+        return "\n".join([*rows, f"Speed: {speed} per image at shape {self.s}"])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {self.n} pictures\n{self}"
+
+    def print(self) -> None:
+        """Print both answers for each picture."""
+        print(self)
+
+    def show(self, labels: bool = True) -> None:
+        """Open each picture with its answers in the system's viewer."""
+        for im in self._drawn(labels):
+            Image.fromarray(im).show()
+
+    def save(
+        self, labels: bool = True, save_dir: str | Path = ROOT / "runs/detect/exp", exist_ok: bool = False
+    ) -> Path:
+        """Write each picture with its answers into a folder (numbered if it is there); returns the folder."""
+        folder = increment_path(save_dir, exist_ok=exist_ok, mkdir=True)
+        for im, file in zip(self._drawn(labels), self.files, strict=True):
+            write_image(folder / file, im[..., ::-1])
+        print(f"Saved {self.n} image{'s' * (self.n > 1)} to {folder}")
+        return folder
+
+    def crop(
+        self, save: bool = True, save_dir: str | Path = ROOT / "runs/detect/exp", exist_ok: bool = False
+    ) -> list[dict]:
+        """Cut out each box; dicts with `box`, `conf`, `cls`, `label`, `im` (BGR), written below `crops/`."""
+        folder = increment_path(save_dir, exist_ok=exist_ok, mkdir=True) if save else Path(save_dir)
+        crops = []
+        for im, pred, file in zip(self.ims, self.pred, self.files, strict=True):
+            for *box, conf, cls in pred:
+                name = self.names[int(cls)]
+                target = folder / "crops" / name.replace("/", "_") / file
+                cut = save_one_box(box, im[..., ::-1], file=target, BGR=True, save=save)
+                crops.append({"box": box, "conf": conf, "cls": cls, "label": f"{name} {conf:.2f}", "im": cut})
+        if save:
+            print(f"Saved results to {folder}")
+        return crops
+
+    def render(self, labels: bool = True) -> list[np.ndarray]:
+        """The pictures with their answers drawn, RGB; they also take the place of `.ims`."""
+        self.ims = self._drawn(labels)
+        return self.ims
+
+    def pandas(self) -> Detections:
+        """A copy whose `xyxy`, `xyxyn`, `xywh` and `xywhn` are lists of tables."""
+        new = copy(self)
+        corners, centre = ["xmin", "ymin", "xmax", "ymax"], ["xcenter", "ycenter", "width", "height"]
+        for key, columns in (("xyxy", corners), ("xyxyn", corners), ("xywh", centre), ("xywhn", centre)):
+            rows = [[[*r[:5], int(r[5]), self.names[int(r[5])]] for r in p.tolist()] for p in getattr(self, key)]
+            setattr(new, key, [pd.DataFrame(r, columns=[*columns, "confidence", "class", "name"]) for r in rows])
+        return new
+
+    def tolist(self) -> list[Detections]:
+        """One result for each picture."""
+        return [
+            Detections(
+                [self.ims[i]],
+                [self.pred[i]],
+                [self.files[i]],
+                self.names,
+                self.cls_names,
+                None if self.image_probs is None else self.image_probs[i : i + 1],
+                self.t,
+                self.s,
+            )
+            for i in range(self.n)
+        ]
+
+    def _arrays(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        probs = None if self.image_probs is None else self.image_probs[i].cpu().numpy()
+        return self.pred[i].float().cpu().numpy(), probs
+
+    def _drawn(self, labels: bool) -> list[np.ndarray]:
+        drawn = []
+        for i, im in enumerate(self.ims):
+            bgr = draw(im[..., ::-1], *self._arrays(i), self.names, self.cls_names, None, hide_labels=not labels)
+            drawn.append(np.ascontiguousarray(bgr[..., ::-1]))
+        return drawn
+
+
+def _is_list(ims) -> bool:
+    return isinstance(ims, (list, tuple))
+
+
+def _rgb(im: Picture, i: int) -> tuple[np.ndarray, str]:
+    """A picture of any kind → RGB uint8 [H,W,3], and a file name for its results."""
+    name = f"image{i}.jpg"
+    if isinstance(im, (str, Path)):
+        name = Path(file_name(str(im))).with_suffix(".jpg").name
+        return np.ascontiguousarray(read_image(im)[..., ::-1]), name
+    if isinstance(im, Image.Image):
+        if getattr(im, "filename", ""):
+            name = Path(im.filename).with_suffix(".jpg").name
+        return np.asarray(ImageOps.exif_transpose(im).convert("RGB")), name
+    array = np.asarray(im)
+    if array.ndim == 3 and array.shape[0] < 5:  # [3,H,W]
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
+        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, 2)
+    if array.ndim != 3 or array.shape[2] < 3 or array.dtype != np.uint8:
+        raise ValueError(f"picture {i}: expected uint8 [H,W,3] RGB, got {array.dtype} {list(array.shape)}")
+    return np.ascontiguousarray(array[..., :3]), name
+
+
+def _now(device: torch.device) -> float:
+    synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,342 @@
+"""YOLOv5 from a yaml, with the image-level branch where the yaml has one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.common import Conv
+from models.heads import Detect, ImageClassifier, ImageHead
+from models.parser import BRANCHES, IMAGE, PREVIOUS, load_model_yaml, parse_model
+from utils.checkpoint import Checkpoint
+
+__all__ = ["Detect", "ImageClassifier", "ImageHead", "Model"]
+
+LEFTOVERS = (".anchor_grid", ".total_ops", ".total_params")  # buffers of old or profiled models that nothing needs
+PROBE_SIZES = (128, 1024)  # sides of the picture that finds out the strides; the second one for strides above 64
+# test-time augmentation: scale and whether to mirror
+TTA = ((1.0, False), (0.83, True), (0.67, False))
+TTA_PADDING = 0.447  # about the mean of ImageNet's pictures
+
+
+class Model(nn.Module):
+    """A detection model, with an image-level branch where the yaml has one.
+
+    Args:
+        cfg: Model yaml (a path, or a name such as `yolov5s_cls.yaml`), or its content.
+        ch: Channels of the picture; None: the yaml's, else 3.
+        nc: Number of object classes; None: the yaml's.
+        cls_nc: Number of image classes; None: the yaml's; 0: leave the branch out.
+        anchors: Anchors in place of the yaml's: per level a flat list w, h, w, h, … in pixels, or a number per level.
+
+    Attributes:
+        names, cls_names: Class names by number.
+        nc, cls_nc: Numbers of object and image classes; cls_nc is 0 without a branch.
+        detect, image_head: The Detect layer; the branch or None.
+        stride: [nl] pixels per cell of each level.
+        yaml: The yaml with the arguments above filled in; `Model(model.yaml)` builds the same network.
+        save: Numbers of the layers whose output a later row names.
+        hyp: Hyper-parameters, set by whoever trains the model.
+
+    Raises:
+        FileNotFoundError: No yaml of that name.
+        ValueError: A row cannot be built; the message names file and row.
+    """
+
+    def __init__(
+        self,
+        cfg: str | Path | Mapping = "yolov5s.yaml",
+        ch: int | None = None,
+        nc: int | None = None,
+        cls_nc: int | None = None,
+        anchors: Sequence[Sequence[float]] | int | None = None,
+    ) -> None:
+        super().__init__()
+        self.yaml, self.yaml_file = load_model_yaml(cfg)
+        given = {"ch": ch, "nc": nc, "cls_nc": cls_nc, "anchors": anchors}
+        self.yaml.update({k: copy.deepcopy(v) for k, v in given.items() if v is not None})
+        self.yaml.setdefault("ch", 3)
+        layers, self.save = parse_model(self.yaml, self.yaml_file)
+        self.model = nn.Sequential(*layers)
+        self._detect = next(m.i for m in layers if isinstance(m, Detect))
+        self._image_head = next((m.i for m in layers if isinstance(m, BRANCHES)), None)
+        for m in self.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.eps, m.momentum = 1e-3, 0.03  # YOLOv5's; its weights were trained with these
+        strides, last_conv = self._probe(PROBE_SIZES[0])
+        if max(strides) > PROBE_SIZES[0] / 2:
+            strides, last_conv = self._probe(PROBE_SIZES[1])
+        self.detect.set_strides(torch.tensor(strides))
+        self.detect.initialize_biases()
+        self._shared = self._shared_convs(last_conv)
+        self.names = {i: str(i) for i in range(self.nc)}
+        self.cls_names = {i: str(i) for i in range(self.cls_nc)}
+        self.hyp: dict | None = None
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, averaged: bool = True) -> Model:
+        """The model that a checkpoint holds, in float32 on the CPU.
+
+        Args:
+            averaged: Take the weights' moving average where the checkpoint has one; False: the weights as trained,
+                which a run goes on from.
+
+        Raises:
+            ValueError: The weights do not fit the checkpoint's own model yaml.
+        """
+        model = cls(checkpoint.model_yaml)
+        state = checkpoint.state_dict if averaged else checkpoint.model_state_dict
+        state = {k: v for k, v in state.items() if not k.endswith(LEFTOVERS)}
+        if not any(".bn." in k for k in state):
+            model.fuse()
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as e:
+            raise ValueError(f"{checkpoint.file}: the weights do not fit the checkpoint's own model yaml: {e}") from e
+        model.names, model.cls_names = dict(checkpoint.names), dict(checkpoint.cls_names)
+        model.hyp = dict(checkpoint.hyp)
+        return model
+
+    @property
+    def detect(self) -> Detect:
+        return self.model[self._detect]
+
+    @property
+    def image_head(self) -> ImageHead | ImageClassifier | None:
+        return None if self._image_head is None else self.model[self._image_head]
+
+    @property
+    def nc(self) -> int:
+        return self.detect.nc
+
+    @property
+    def cls_nc(self) -> int:
+        return 0 if self._image_head is None else self.image_head.cls_nc
+
+    @property
+    def stride(self) -> Tensor:
+        return self.detect.stride
+
+    def forward(self, x: Tensor, augment: bool = False):
+        """Runs pictures [B, ch, H, W], RGB, 0..1, H and W multiples of the largest stride.
+
+        Returns:
+            Training: raw maps, a list of [B, na, H/s, W/s, 5 + nc]. Evaluation: (decoded [B, n, 5 + nc], raw maps),
+            decoded float32. With a branch: a pair of that and the logits [B, cls_nc], float32.
+            `augment` (evaluation only): (decoded, None) with the boxes of three scaled or mirrored versions; the logits
+            are the logarithm of their mean probabilities.
+        """
+        return self._forward_augmented(x) if augment else self._forward(x)
+
+    def _forward(self, x: Tensor):
+        outputs: dict[int | str, Tensor] = {IMAGE: x}
+        detections = logits = None
+        for m in self.model:
+            inputs = [x if s == PREVIOUS else outputs[s] for s in m.sources]
+            x = m(inputs if isinstance(m.f, list) else inputs[0])
+            if m.i in self.save:
+                outputs[m.i] = x
+            if m.i == self._detect:
+                detections = x
+            elif m.i == self._image_head:
+                logits = x
+        if logits is None:
+            return detections
+        return (*detections, logits) if self.detect.export and not self.training else (detections, logits)
+
+    def _forward_augmented(self, image: Tensor):
+        if self.training:
+            raise RuntimeError("test-time augmentation works in evaluation mode only: call model.eval()")
+        width, multiple = image.shape[-1], int(self.stride.max())
+        decoded, probs = [], []
+        for k, (scale, mirror) in enumerate(TTA):
+            x = scale_image(image.flip(3) if mirror else image, scale, multiple)
+            out = self._forward(x)
+            (boxes, maps), logits = out if self._image_head is not None else (out, None)
+            rows = [m[0, ..., 0].numel() for m in maps]
+            if k == 0:  # the largest objects are better seen at the smaller scales,
+                boxes = boxes[:, : sum(rows[:-1])]
+            elif k == len(TTA) - 1:  # and the smallest ones at the larger scales
+                boxes = boxes[:, rows[0] :]
+            boxes[..., :4] /= scale
+            if mirror:
+                boxes[..., 0] = width - boxes[..., 0]
+            decoded.append(boxes)
+            if logits is not None:
+                probs.append(logits.softmax(1))
+        result = torch.cat(decoded, 1), None
+        return (result, torch.stack(probs).mean(0).log()) if probs else result
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """The last weights that both tasks share: of each map that the branch reads, the convolution that makes it.
+
+        Balancers measure the tasks' gradients there. Frozen weights are left out; without a branch, or with one that
+        has a backbone of its own, there are none.
+        """
+        parameters = (self.get_parameter(name) for name in self._shared)
+        return [p for p in parameters if p.requires_grad]
+
+    def fuse(self) -> Model:
+        """Folds every batch norm that follows a convolution into it, for inference. In place."""
+        for m in self.modules():
+            if isinstance(m, Conv):
+                m.fuse()
+        return self
+
+    def transfer(
+        self, state_dict: Mapping[str, Tensor], exclude: Collection[str] = ()
+    ) -> tuple[list[str], list[str], list[str]]:
+        """Takes over the tensors whose name and shape fit.
+
+        Args:
+            state_dict: Weights of another model.
+            exclude: Leave out keys that contain one of these, such as `anchors`.
+
+        Returns:
+            Keys taken; keys of `state_dict` left out; keys of this model that keep their initial values.
+        """
+        own = self.state_dict()
+        taken = {
+            k: v
+            for k, v in state_dict.items()
+            if k in own and v.shape == own[k].shape and not any(part in k for part in exclude)
+        }
+        self.load_state_dict(taken, strict=False)
+        left_out = [k for k in state_dict if k not in taken and not k.endswith(LEFTOVERS)]
+        return list(taken), left_out, [k for k in own if k not in taken]
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the model: plain values and its tensors."""
+        return {
+            "yaml": copy.deepcopy(self.yaml),
+            "names": dict(self.names),
+            "cls_names": dict(self.cls_names),
+            "nc": self.nc,
+            "cls_nc": self.cls_nc,
+            "stride": self.stride.tolist(),
+            "state_dict": self.state_dict(),
+        }
+
+    def summary(self, imgsz: int | Sequence[int] = 640) -> dict[str, Any]:
+        """Figures of the network.
+
+        Returns:
+            layers (all modules, containers too: YOLOv5 v7.0's count), parameters, gradients (trainable parameters),
+            branch_parameters, gflops (2 x multiply-adds at `imgsz`; None where `thop` is not installed).
+        """
+        parameters = list(self.parameters())
+        return {
+            "layers": sum(1 for _ in self.modules()),
+            "parameters": sum(p.numel() for p in parameters),
+            "gradients": sum(p.numel() for p in parameters if p.requires_grad),
+            "branch_parameters": sum(p.numel() for p in self.model[self._detect + 1 :].parameters()),
+            "gflops": count_gflops(self, imgsz),
+        }
+
+    def info(self, verbose: bool = False, imgsz: int | Sequence[int] = 640) -> str:
+        """The summary as text: a line, a second one on what the branch adds, and with `verbose` a table of the layers."""
+        figures = self.summary(imgsz)
+        lines = []
+        if verbose:
+            lines.append(f"{'':>3}{'from':>18}{'params':>11}  {'module':<18} arguments")
+            lines += [f"{m.i:>3}{m.f!s:>18}{m.np:>11}  {m.type:<18} {m.args}" for m in self.model]
+        gflops = "" if figures["gflops"] is None else f", {figures['gflops']:.1f} GFLOPs"
+        lines.append(
+            f"Model summary: {figures['layers']} layers, {figures['parameters']} parameters, "
+            f"{figures['gradients']} gradients{gflops}"
+        )
+        if self.image_head is not None:
+            added = figures["branch_parameters"]
+            lines.append(
+                f"Image branch ({self.image_head.type}, {self.cls_nc} classes): {added} of these parameters, "
+                f"{100 * added / (figures['parameters'] - added):.2f} % more than detection alone"
+            )
+        return "\n".join(lines)
+
+    @torch.no_grad()
+    def _probe(self, side: int) -> tuple[list[float], dict[int, str]]:
+        """Strides of Detect's maps, by a picture of that side, and the convolution that runs last in each layer."""
+        last_conv: dict[int, str] = {}
+        maps: list[Tensor] = []
+        hooks = [
+            m.register_forward_hook(lambda *_, name=name: last_conv.__setitem__(int(name.split(".")[1]), name))
+            for name, m in self.named_modules()
+            if isinstance(m, nn.Conv2d)
+        ]
+        hooks.append(self.detect.register_forward_hook(lambda _, __, out: maps.extend(out[1])))
+        training = self.training
+        try:
+            self.eval()(torch.zeros(1, self.yaml["ch"], side, side))
+        except RuntimeError as e:
+            raise ValueError(f"{self.yaml_file}: the layers do not fit together: {e}") from e
+        finally:
+            self.train(training)
+            for hook in hooks:
+                hook.remove()
+        return [side / m.shape[2] for m in maps], last_conv
+
+    def _shared_convs(self, last_conv: Mapping[int, str]) -> list[str]:
+        """Names of `shared_parameters`: back from the branch to the first convolutions that Detect depends on too."""
+
+        def reads(i: int) -> list[int]:
+            return [i - 1 if s == PREVIOUS else s for s in self.model[i].sources if s != IMAGE and (i or s != PREVIOUS)]
+
+        def ancestors(i: int) -> set[int]:
+            found, todo = set(), reads(i)
+            while todo:
+                j = todo.pop()
+                if j not in found:
+                    found.add(j)
+                    todo += reads(j)
+            return found
+
+        if self._image_head is None:
+            return []
+        of_detect = ancestors(self._detect)
+        shared, seen, todo = set(), set(), reads(self._image_head)
+        while todo:
+            i = todo.pop()
+            if i in seen:
+                continue
+            seen.add(i)
+            if i in of_detect and i in last_conv:
+                shared.add(i)
+            else:
+                todo += reads(i)
+        return [f"{last_conv[i]}.weight" for i in sorted(shared)]
+
+
+def scale_image(image: Tensor, scale: float, multiple: int) -> Tensor:
+    """Resizes pictures [B, C, H, W] by `scale` and pads them at the right and bottom to the `multiple` above."""
+    if scale == 1.0:
+        return image
+    h, w = (int(side * scale) for side in image.shape[2:])
+    padded = (-(-side * scale // multiple) * multiple for side in image.shape[2:])
+    image = F.interpolate(image, size=(h, w), mode="bilinear", align_corners=False)
+    new_h, new_w = (int(side) for side in padded)
+    return F.pad(image, (0, new_w - w, 0, new_h - h), value=TTA_PADDING)
+
+
+def count_gflops(model: Model, imgsz: int | Sequence[int] = 640) -> float | None:
+    """2 x multiply-adds of one picture in 10^9, as `thop` counts them; None where it is not installed.
+
+    Two small pictures are enough: what maps cost grows with the area, what the linear layers cost does not.
+    """
+    try:
+        from thop import profile
+    except ImportError:
+        return None
+    h, w = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    counted = copy.deepcopy(model).float().cpu().eval()
+    channels, side = model.yaml["ch"], int(model.stride.max())
+    small, large = (
+        profile(counted, inputs=(torch.zeros(1, channels, s, s),), verbose=False)[0] for s in (side, 2 * side)
+    )
+    per_area = (large - small) / (3 * side * side)
+    return 2e-9 * (small + per_area * (h * w - side * side))

@@ -1,0 +1,30 @@
+"""Fixtures shared by the tests: the reference numbers and the real data, where they are present."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+SHARED = Path(os.environ.get("YOLOV5_JOINT_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with the real data sets and the reference numbers, which is not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the reference data folder {SHARED}, which is not here (set YOLOV5_JOINT_SHARED)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    """Folder with numbers measured on the reference YOLOv5."""
+    folder = shared / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"needs the reference numbers in {folder}")
+    return folder

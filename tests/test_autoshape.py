@@ -1,0 +1,197 @@
+"""The Python interface: `torch.hub.load`, pictures of any kind in, YOLOv5's results out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_weights import NAMES, one_thread, save_weights  # noqa: F401 - a fixture
+
+from models.autoshape import AutoShape, Detections
+from models.load import load_model
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return save_weights(tmp_path_factory.mktemp("weights") / "joint.pt")
+
+
+@pytest.fixture
+def model(weights) -> AutoShape:
+    model = AutoShape(load_model(weights))
+    model.max_det = 5
+    return model
+
+
+@pytest.fixture(scope="module")
+def rgb() -> np.ndarray:
+    return cv2.resize(np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8), (128, 96))
+
+
+def test_every_kind_of_picture_gives_the_same_boxes(model, rgb, tmp_path):
+    file = tmp_path / "Bild ü.png"
+    file.write_bytes(cv2.imencode(".png", rgb[..., ::-1])[1].tobytes())
+    bgr = np.ascontiguousarray(rgb[..., ::-1])
+    kinds = [str(file), file, Image.fromarray(rgb), Image.open(file), rgb, bgr[..., ::-1], rgb.transpose(2, 0, 1)]
+    together = model(kinds, size=128)
+    assert len(together) == together.n == len(kinds) and len(together.xyxy[0]) == 5
+    assert together.files == ["Bild ü.jpg"] * 2 + ["image2.jpg", "Bild ü.jpg", "image4.jpg", "image5.jpg", "image6.jpg"]
+    for kind, boxes in zip(kinds, together.xyxy, strict=True):
+        assert torch.allclose(model(kind, size=128).xyxy[0], boxes, atol=1e-3)
+        assert torch.equal(boxes, together.xyxy[0])
+
+
+def test_addresses(model, rgb, tmp_path):
+    import functools
+    import http.server
+    import threading
+
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.log_message = lambda *args: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        result = model(f"http://127.0.0.1:{server.server_address[1]}/a.png?x=1", size=128)
+        server.shutdown()
+    assert result.files == ["a.jpg"] and torch.equal(result.xyxy[0], model(rgb, size=128).xyxy[0])
+
+
+def test_grey_and_transparent_pictures(model, rgb):
+    rgba = np.concatenate([rgb, rgb[..., :1]], 2)
+    assert torch.equal(model(rgba, 128).xyxy[0], model(rgb, 128).xyxy[0])
+    assert model([rgb[..., 0], Image.fromarray(rgb).convert("L")], 128).ims[0].shape == (96, 128, 3)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((8, 8, 3)), np.zeros((8, 8, 2), np.uint8), np.zeros(5, np.uint8)])
+def test_what_is_no_picture_is_refused(model, wrong):
+    with pytest.raises(ValueError, match="picture 0"):
+        model(wrong)
+
+
+def test_missing_file_is_named(model):
+    with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
+        model("none.jpg")
+
+
+def test_pictures_of_several_sizes_and_the_network_input(model, rgb):
+    tall = np.ascontiguousarray(rgb.transpose(1, 0, 2))
+    result = model([rgb, tall], size=100)
+    assert result.s == (2, 3, 128, 128)
+    for boxes, im in zip(result.xyxy, (rgb, tall), strict=True):
+        assert (boxes[:, :4] >= 0).all() and (boxes[:, 2] <= im.shape[1]).all() and (boxes[:, 3] <= im.shape[0]).all()
+    assert model(rgb, size=(64, 100)).s == (1, 3, 96, 128)
+
+
+def test_settings(model, rgb):
+    model.conf, model.max_det = 0.9999, 1000
+    few = len(model(rgb, 128).xyxy[0])
+    model.conf = 0.25
+    many = model(rgb, 128).xyxy[0]
+    assert few < len(many)
+    model.classes = [1]
+    assert set(model(rgb, 128).xyxy[0][:, 5].tolist()) == {1.0}
+    model.classes, model.max_det = None, 2
+    assert len(model(rgb, 128).xyxy[0]) == 2
+
+
+def test_tables_and_coordinates(model, rgb):
+    result = model([rgb, rgb[:50]], size=128)
+    tables = result.pandas()
+    assert list(tables.xyxy[0].columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
+    assert list(tables.xywhn[1].columns) == ["xcenter", "ycenter", "width", "height", "confidence", "class", "name"]
+    first = tables.xyxy[0].iloc[0]
+    assert first["name"] == NAMES[first["class"]] and isinstance(result.xyxy[0], torch.Tensor)
+    x1, y1, x2, y2 = result.xyxy[1][0, :4].tolist()
+    assert result.xywhn[1][0, :4].tolist() == pytest.approx(
+        [(x1 + x2) / 2 / 128, (y1 + y2) / 2 / 50, (x2 - x1) / 128, (y2 - y1) / 50], abs=1e-5
+    )
+    assert result.xyxyn[1][0, 4:].tolist() == result.xyxy[1][0, 4:].tolist()
+    model.conf = 1.0
+    assert list(model(rgb, 128).pandas().xyxy[0].columns)[-1] == "name"
+
+
+def test_image_level_answer(model, rgb):
+    result = model([rgb, rgb], size=128)
+    assert result.image_class == ["PLAX", "PLAX"] and result.image_probs.shape == (2, 2)
+    assert torch.allclose(result.image_probs.sum(1), torch.ones(2))
+    one = result.tolist()[1]
+    assert one.n == 1 and one.image_class == ["PLAX"] and torch.equal(one.xyxy[0], result.xyxy[1])
+    assert "view PLAX 0." in str(result)
+
+
+def test_detection_only_results_have_no_image_answer(rgb, tmp_path):
+    result = AutoShape(load_model(save_weights(tmp_path / "plain.pt", joint=False)))(rgb, size=128)
+    assert result.image_class is None and result.image_probs is None and "view" not in str(result)
+    assert result.tolist()[0].image_class is None
+
+
+def test_print_show_save_crop_render(model, rgb, tmp_path, capsys, monkeypatch):
+    before = rgb.copy()
+    result = model([rgb, Image.fromarray(rgb)], size=128)
+    result.print()
+    text = capsys.readouterr().out
+    assert text.startswith("image 1/2: 96x128 ") and "per image at shape (2, 3, 96, 128)" in text
+    folder = result.save(save_dir=tmp_path / "exp")
+    assert sorted(p.name for p in folder.iterdir()) == ["image0.jpg", "image1.jpg"]
+    assert result.save(save_dir=tmp_path / "exp").name == "exp2"
+    crops = result.crop(save_dir=tmp_path / "cut")
+    assert len(crops) == 10 and len(list((tmp_path / "cut" / "crops").rglob("*.jpg"))) == 10
+    assert set(crops[0]) == {"box", "conf", "cls", "label", "im"} and crops[0]["im"].shape[2] == 3
+    assert len(result.crop(save=False, save_dir=tmp_path / "none")) == 10 and not (tmp_path / "none").exists()
+    shown = []
+    monkeypatch.setattr(Image.Image, "show", lambda self: shown.append(self.size))
+    result.show()
+    assert shown == [(128, 96)] * 2
+    assert np.array_equal(rgb, before)
+    drawn = result.render()
+    assert (drawn[0] != rgb).any() and drawn is result.ims and drawn[0].shape == rgb.shape
+    assert np.array_equal(rgb, before)
+
+
+def test_colours_are_not_swapped(rgb):
+    red = np.zeros((64, 64, 3), np.uint8)
+    red[..., 0] = 255
+    empty = Detections([red], [torch.zeros(0, 6)], ["a.jpg"], NAMES, {})
+    assert np.array_equal(empty.render()[0], red)
+
+
+def test_tensor_gives_the_networks_own_output(model):
+    (decoded, _), logits = model(torch.rand(2, 3, 64, 64))
+    assert decoded.shape == (2, 252, 8) and logits.shape == (2, 2)
+
+
+def test_training_mode_is_not_entered(model):
+    assert not model.train().training and not model.model.training
+
+
+def test_torch_hub(weights, rgb, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model = torch.hub.load(str(ROOT), "custom", str(weights), source="local", device="cpu", verbose=False)
+    model.conf = 0.5
+    assert model(rgb).pandas().xyxy[0]["name"].isin(NAMES.values()).all()
+    bare = torch.hub.load(str(ROOT), "custom", path=str(weights), source="local", autoshape=False, _verbose=False)
+    assert type(bare).__name__ == "Model"
+    fresh = torch.hub.load(str(ROOT), "yolov5n", source="local", pretrained=False, classes=7, device="cpu")
+    assert fresh.nc == 7
+    with pytest.raises(FileNotFoundError, match="download yolov5s.pt"):
+        torch.hub.load(str(ROOT), "yolov5s", source="local")
+
+
+def test_reference_detections(golden, shared):
+    """The same boxes as from `detect.py`, whose letterbox is the same for pictures of one size up to padding."""
+    import json
+
+    rows = json.loads((golden / "checkpoint_expected.json").read_text())["detect"]["images"]
+    model = AutoShape(load_model(golden / "yolov5n_heart_det.pt"))
+    model.conf = 0.05
+    result = model([shared / "heart" / "valid" / "images" / r["file"] for r in rows], size=320)
+    for boxes, row in zip(result.xyxy, rows, strict=True):
+        theirs = torch.tensor(row["detections_rounded"])
+        assert boxes.shape == theirs.shape and (boxes[:, :4] - theirs[:, :4]).abs().max() <= 1
+        assert (boxes[:, 4] - theirs[:, 4]).abs().max() <= 2e-3

@@ -1,0 +1,314 @@
+"""What `--source` may name."""
+
+from __future__ import annotations
+
+import http.server
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from utils import sources
+from utils.sources import FileSource, ScreenSource, StreamSource, decode_image, open_source, read_image
+
+
+def picture(value: int = 90, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+    im = np.full((*size, 3), value, np.uint8)
+    im[:, : size[1] // 2, 0] = 255 - value
+    return im
+
+
+def save(file: Path, value: int = 90) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(cv2.imencode(file.suffix, picture(value))[1].tobytes())
+    return file
+
+
+def video(file: Path, frames: int = 8, fps: float = 12.0) -> Path:
+    """Frame k (from 1) is grey of value 20·k."""
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), fps, (64, 48))
+    for k in range(1, frames + 1):
+        writer.write(np.full((48, 64, 3), 20 * k, np.uint8))
+    writer.release()
+    return file
+
+
+def taken(source) -> list[sources.Frame]:
+    with source:
+        return [frame for batch in source for frame in batch]
+
+
+def test_folder_gives_pictures_then_videos_by_name(tmp_path):
+    for name in ("b.png", "a.JPG", "sub/hidden.png"):
+        save(tmp_path / name)
+    video(tmp_path / "0.avi", frames=2)
+    (tmp_path / "notes.md").write_text("no picture")
+    frames = taken(open_source(tmp_path))
+    assert [Path(f.path).name for f in frames] == ["a.JPG", "b.png", "0.avi", "0.avi"]
+    assert frames[0].title == f"image 1/3 {tmp_path / 'a.JPG'}"
+    assert frames[3].title == f"video 3/3 (2/2) {tmp_path / '0.avi'}"
+    assert [f.number for f in frames] == [0, 0, 1, 2] and frames[0].fps is None
+
+
+@pytest.mark.parametrize("name", ["one.png", "with space [1].png", "Ünï_心.jpg"])
+def test_single_picture_of_any_name(tmp_path, name):
+    frames = taken(open_source(str(save(tmp_path / name))))
+    assert len(frames) == 1 and frames[0].mode == "image"
+    assert np.abs(frames[0].image.astype(int) - picture()).mean() < 2
+
+
+def test_globs(tmp_path):
+    save(tmp_path / "a" / "1.png"), save(tmp_path / "b" / "2.png"), save(tmp_path / "b" / "3.jpg")
+    assert [Path(p).name for p in open_source(f"{tmp_path}/*/*.png").images] == ["1.png", "2.png"]
+    assert len(open_source(f"{tmp_path}/**/*.*")) == 3
+
+
+def test_list_file(tmp_path, monkeypatch):
+    save(tmp_path / "lists" / "beside.png"), save(tmp_path / "cwd.png"), save(tmp_path / "folder" / "x y.png")
+    text = f"\ufeffbeside.png\r\n\n# a comment\ncwd.png\n{tmp_path}/folder\nmissing.png\n"
+    (tmp_path / "lists" / "all.txt").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    source = open_source(tmp_path / "lists" / "all.txt")
+    assert [Path(p).name for p in source.images] == ["beside.png", "cwd.png", "x y.png"]
+    assert source.problems == [f"{tmp_path / 'lists' / 'all.txt'}:6: there is no missing.png"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "none.png", "no such file or folder"),
+        (lambda p: p, "no picture or video"),
+        (lambda p: p / "*.png", "no picture or video"),
+        (lambda p: p / "none.streams", "no such list of streams"),
+    ],
+)
+def test_nothing_found_is_said(tmp_path, make, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        open_source(make(tmp_path))
+
+
+def test_hint_at_subfolders_and_suffixes(tmp_path):
+    save(tmp_path / "sub" / "a.png")
+    with pytest.raises(FileNotFoundError, match=r"subfolders.*\*\*/\*"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize(("source", "stride"), [("", 1), ("a.png", 0)])
+def test_malformed_arguments(source, stride):
+    with pytest.raises(ValueError, match="--source|--vid-stride"):
+        open_source(source, stride)
+
+
+def test_bad_pictures_are_named_and_left_out(tmp_path):
+    good = save(tmp_path / "good.jpg")
+    (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[: len(good.read_bytes()) // 2])
+    (tmp_path / "cut.png").write_bytes(save(tmp_path / "whole.png").read_bytes()[:60])
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "broken.mp4").write_bytes(b"\0" * 100)
+    source = open_source(tmp_path)
+    assert [Path(f.path).name for f in taken(source)] == ["good.jpg", "whole.png"]
+    assert sorted(Path(p.split(": ")[0]).name for p in source.problems) == [
+        "broken.mp4",
+        "cut.jpg",
+        "cut.png",
+        "empty.jpg",
+        "text.png",
+    ]
+
+
+def test_jpeg_without_end_mark_but_with_all_data_is_whole():
+    data = cv2.imencode(".jpg", picture())[1].tobytes()
+    assert np.array_equal(decode_image(data + b"\0\0"), decode_image(data))
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[274] = 6  # turn by 90 degrees
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (64, 48, 3)
+
+
+def test_real_pictures_decode_as_in_the_reference(golden, shared):
+    import json
+    import zlib
+
+    for row in json.loads((golden / "checkpoint_expected.json").read_text())["detect"]["images"]:
+        image = read_image(shared / "heart" / "valid" / "images" / row["file"])
+        assert list(image.shape[:2]) == row["orig_hw"]
+        if zlib.crc32(image.tobytes()) != row["decoded_bgr_crc32"]:
+            pytest.skip("this JPEG decoder gives other pixels than the reference's")
+
+
+def test_video_stride_and_fps(tmp_path):
+    file = video(tmp_path / "v.avi", frames=8, fps=12)
+    frames = taken(open_source(file))
+    assert [round(f.image.mean() / 20) for f in frames] == list(range(1, 9))
+    assert frames[0].fps == 12 and frames[-1].title.startswith("video 1/1 (8/8)")
+    frames = taken(open_source(file, vid_stride=3))
+    assert [round(f.image.mean() / 20) for f in frames] == [3, 6]
+    assert [f.number for f in frames] == [1, 2] and frames[0].fps == 4 and "(2/2)" in frames[1].title
+
+
+def test_list_of_streams_reads_files_side_by_side(tmp_path):
+    a, b = video(tmp_path / "a.avi", frames=5), video(tmp_path / "b.avi", frames=3)
+    (tmp_path / "all.streams").write_text(f"{a}\n\n{b}\n{tmp_path / 'none.avi'}\n")
+    source = open_source(tmp_path / "all.streams")
+    frames = taken(source)
+    assert [f.number for f in frames if f.path == str(a)] == [1, 2, 3, 4, 5]  # none lost
+    assert [f.number for f in frames if f.path == str(b)] == [1, 2, 3]
+    assert len(source.problems) == 1 and "none.avi cannot be opened" in source.problems[0]
+
+
+def test_closing_a_stream_early_ends_its_threads(tmp_path):
+    source = StreamSource([str(video(tmp_path / "a.avi", frames=8))])
+    with source:
+        next(iter(source))
+    assert not any(t.is_alive() for t in source._threads)
+
+
+class Camera(http.server.BaseHTTPRequestHandler):
+    """A camera that serves MJPEG and hangs up after a few frames."""
+
+    frames, connections = 12, 0
+
+    def do_GET(self):  # noqa: N802 - the name is the library's
+        Camera.connections += 1
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        jpeg = cv2.imencode(".jpg", picture())[1].tobytes()
+        for _ in range(self.frames):
+            self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg))
+            self.wfile.write(jpeg + b"\r\n")
+            time.sleep(0.01)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def camera():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Camera.connections = 0
+    yield f"http://127.0.0.1:{server.server_address[1]}/live"
+    server.shutdown()
+    server.server_close()
+
+
+def test_http_stream_reconnects_and_keeps_time(camera, capsys):
+    try:
+        source = StreamSource([camera], pause=0.01)
+    except ConnectionError:
+        pytest.skip("this OpenCV reads no MJPEG over http")
+    seen = []
+    with source:
+        for batch in source:
+            seen += batch
+            if Camera.connections >= 2 and len(seen) > 12:
+                break
+    assert "reconnecting (1 of 6)" in capsys.readouterr().err
+    assert all(f.image.shape == (48, 64, 3) and f.mode == "stream" for f in seen)
+    times = [f.seconds for f in seen]
+    assert times[0] == pytest.approx(0, abs=0.05) and times == sorted(times)
+
+
+class FakeCapture:
+    """A camera that gives two frames, then nothing."""
+
+    def __init__(self, address):
+        self.left, self.address = 2, address
+
+    def isOpened(self):  # noqa: N802
+        return True
+
+    def get(self, key):
+        return float("nan")
+
+    def grab(self):
+        self.left -= 1
+        return self.left >= 0
+
+    def retrieve(self):
+        return True, picture()
+
+    def open(self, address):
+        return False
+
+    def release(self):
+        pass
+
+
+def test_lost_stream_ends_with_a_message(monkeypatch):
+    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
+    source = StreamSource(["rtsp://me:secret@camera/1"], retries=3, pause=0.001)
+    frames = taken(source)
+    assert 1 <= len(frames) <= 2  # the newest only
+    assert frames[0].fps == 30  # unknown
+    assert source.problems == ["stream rtsp://camera/1: reconnecting failed 3 times, it ends here"]
+    assert "secret" not in frames[0].title + frames[0].path
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("97", "webcam 97"),
+        ("https://www.youtube.com/watch?v=x", "web page"),
+        ("rtsp://127.0.0.1:9/x", "cannot be opened"),
+    ],
+)
+def test_stream_that_cannot_be_opened(monkeypatch, source, message):
+    monkeypatch.setattr(FakeCapture, "isOpened", lambda self: False)
+    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
+    with pytest.raises(ConnectionError, match=message):
+        open_source(source)
+
+
+def test_webcam_id_is_passed_as_a_number(monkeypatch):
+    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
+    source = open_source("0")
+    assert isinstance(source, StreamSource) and source._streams[0].capture.address == 0
+    source.__exit__()
+
+
+def test_picture_and_video_addresses_are_files_not_streams():
+    source = FileSource("https://example.org/a/b.jpg?size=1")
+    assert source.images == ["https://example.org/a/b.jpg?size=1"]
+    assert FileSource("http://example.org/c.mp4").videos == ["http://example.org/c.mp4"]
+
+
+def test_screen_needs_mss(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mss", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install mss"):
+        open_source("screen")
+
+
+class FakeScreens:
+    monitors = [
+        {"left": 0, "top": 0, "width": 200, "height": 100},
+        {"left": 100, "top": 0, "width": 100, "height": 100},
+    ]
+
+    def grab(self, area):
+        return np.full((area["height"], area["width"], 4), 7, np.uint8)
+
+    def close(self):
+        pass
+
+
+def test_screen(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mss", types.SimpleNamespace(mss=FakeScreens))
+    frame = next(iter(open_source("screen 1")))[0]
+    assert frame.image.shape == (100, 100, 3) and frame.mode == "stream" and frame.number == 1
+    assert ScreenSource("screen 1 5 6 70 80").area == {"left": 105, "top": 6, "width": 70, "height": 80}
+    for text in ("screen 2", "screen 1 2 3", "screen x"):
+        with pytest.raises(ValueError, match="screen"):
+            open_source(text)

@@ -1,0 +1,376 @@
+"""Validation from pictures to metrics.json: with a network that sees everything, with real ones, and on real data."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import val_joint
+from utils import coco
+from utils.labels import parse_label
+from utils.reports import image_table
+from utils.scan import scan_dataset
+
+BACKGROUNDS = (20, 60)  # grey level of the picture: its image class
+OBJECTS = (255, 180)  # grey level of a rectangle: its class
+
+
+@pytest.fixture(autouse=True)
+def own_user_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user_cache")))
+
+
+class Oracle(nn.Module):
+    """Reads the answers off the pictures' grey levels, in the output format of a joint network.
+
+    Args:
+        joint: with image-level logits.
+        wrong: rectangles of class 1 are called class 0.
+    """
+
+    def __init__(self, joint: bool = True, wrong: bool = False):
+        super().__init__()
+        self.names, self.nc = {0: "bright", 1: "grey"}, 2
+        self.cls_names, self.cls_nc = ({0: "dark", 1: "light"}, 2) if joint else ({}, 0)
+        self.stride, self.wrong = torch.tensor([32.0]), wrong
+        self.seen = []  # input shapes
+
+    def forward(self, x, augment=False):
+        self.seen.append(tuple(x.shape))
+        decoded, logits = torch.zeros(len(x), 4, 7), torch.zeros(len(x), 2)
+        for b, im in enumerate((x[:, 0] * 255).round().int().numpy()):
+            for cls, level in enumerate(OBJECTS):
+                ys, xs = np.nonzero(np.abs(im - level) < 20)
+                if len(xs):
+                    x1, y1, x2, y2 = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+                    decoded[b, cls] = torch.tensor([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, 0.9, 0, 0])
+                    decoded[b, cls, 5 + (0 if self.wrong else cls)] = 0.9
+            levels = [int((np.abs(im - level) < 8).sum()) for level in BACKGROUNDS]
+            logits[b, int(np.argmax(levels))] = 4.0
+        maps = [torch.zeros(len(x), 1, 1, 1, 7)]
+        return ((decoded, maps), logits) if self.cls_nc else (decoded, maps)
+
+
+def write_picture(folder: Path, name: str, size, background: int, objects: dict[int, tuple], label: str | None) -> None:
+    """A grey picture with rectangles {class: (x1, y1, x2, y2)} in pixels; label: the image row, None for none."""
+    width, height = size
+    im = np.full((height, width, 3), BACKGROUNDS[background], np.uint8)
+    rows = []
+    for cls, (x1, y1, x2, y2) in objects.items():
+        im[y1:y2, x1:x2] = OBJECTS[cls]
+        values = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+        rows.append(f"{cls} " + " ".join(f"{v:.6f}" for v in values))
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "labels").mkdir(exist_ok=True)
+    assert cv2.imwrite(str(folder / "images" / f"{name}.png"), im)
+    rows += ["", label] if label else []
+    (folder / "labels" / f"{name}.txt").write_text("\n".join(rows))
+
+
+@pytest.fixture
+def data(tmp_path) -> dict:
+    """Five pictures of three sizes: one without image row, one background; the image row of `d` is wrong."""
+    folder = tmp_path / "set" / "val"
+    write_picture(folder, "a", (160, 120), 0, {0: (20, 30, 70, 80)}, "1 0")
+    write_picture(folder, "b", (120, 160), 1, {1: (10, 20, 60, 140)}, "0 1")
+    write_picture(folder, "c", (160, 120), 1, {0: (5, 5, 60, 60), 1: (90, 50, 150, 110)}, None)
+    write_picture(folder, "d", (300, 200), 0, {1: (100, 40, 260, 180)}, "0 1")
+    write_picture(folder, "e", (160, 120), 0, {}, "1 0")
+    return {
+        "path": str(tmp_path / "set"), "train": "val/images", "val": "val/images",
+        "names": ["bright", "grey"], "cls_names": ["dark", "light"],
+    }  # fmt: skip
+
+
+def run(data, model=None, **options) -> dict:
+    if model is not None:  # as a training does: with batches of its own
+        from utils.config import load_data_config
+
+        loader_options = {k: options.pop(k) for k in ("workers",) if k in options} or {"workers": 0}
+        cfg = load_data_config(data)
+        single = options.get("single_cls", False)
+        loader = val_joint.make_loader(cfg, "val", 160, 4, 32, single_cls=single, **loader_options)
+        options = {"model": model, "dataloader": loader, "imgsz": 160} | options
+    return val_joint.run(data, device="cpu", **options)
+
+
+# --- the whole way with a known answer ----------------------------------------------------------------------------
+
+
+def test_perfect_boxes_survive_letterbox_and_scaling(data, tmp_path, capsys):
+    oracle = Oracle()
+    results = run(data, oracle, save_dir=tmp_path, plots=False)
+    detection = results["detection"]
+    assert detection["map50"] > 0.99 and detection["map50_95"] > 0.85  # scaling blurs edges by a pixel
+    assert detection["precision"] == pytest.approx(1) and detection["recall"] == pytest.approx(1)
+    assert detection["per_class"]["bright"]["images"] == 2 and detection["per_class"]["grey"]["objects"] == 3
+    assert results["counts"] == {"images": 5, "objects": 5, "images_without_image_label": 1}
+    image = results["image"]
+    assert (image["known"], image["unknown"], image["accuracy"]) == (4, 1, 0.75)  # the label of d is wrong
+    assert image["confusion_matrix"] == [[2, 1], [0, 1]]
+    assert results["fitness"] == pytest.approx(
+        (0.1 * detection["map50"] + 0.9 * detection["map50_95"] + image["accuracy"]) / 2
+    )
+    assert len({shape[2:] for shape in oracle.seen}) > 1  # batches of like shape
+    assert json.loads((tmp_path / "metrics.json").read_text()) == results
+    out = capsys.readouterr().out
+    for word in ("mAP50-95", "all", "Image class", "accuracy 0.750", "balanced accuracy", "ECE"):
+        assert word in out
+
+
+def test_missed_class_and_detection_only_network(data, tmp_path):
+    results = run(data, Oracle(joint=False, wrong=True), save_dir=tmp_path, plots=False)
+    assert results["image"] is None
+    assert results["detection"]["per_class"]["grey"]["map50"] == 0
+    assert results["counts"]["images_without_image_label"] == 1  # the data says so, whatever the network does
+    assert results["fitness"] == pytest.approx(
+        0.1 * results["detection"]["map50"] + 0.9 * results["detection"]["map50_95"]
+    )
+
+
+def test_plain_data_and_joint_network(data, tmp_path):
+    plain = {k: v for k, v in data.items() if k != "cls_names"}
+    results = run(plain, Oracle(), save_dir=tmp_path, plots=False)
+    assert results["image"] is None and results["detection"]["map50"] > 0.99
+    assert results["counts"]["images_without_image_label"] == 0
+
+
+def test_single_class(data, tmp_path):
+    results = run(data, Oracle(wrong=True), save_dir=tmp_path, plots=False, single_cls=True)
+    assert list(results["detection"]["per_class"]) == ["item"]
+    assert results["detection"]["map50"] > 0.99
+
+
+def test_training_mode_comes_back_and_losses_are_means_per_picture(data, tmp_path):
+    calls = []
+
+    def criterion(predictions, targets, image_targets):
+        maps, logits = predictions
+        calls.append(len(logits))
+        assert targets.shape[1] == 6 and image_targets.shape == logits.shape
+        value = torch.tensor(float(len(calls)))
+        return value, SimpleNamespace(box=value, obj=value * 2, cls=value * 0, image=value)
+
+    oracle = Oracle().train()
+    results = run(data, oracle, save_dir=tmp_path, plots=False, criterion=criterion)
+    assert oracle.training
+    mean = sum(n * (i + 1) for i, n in enumerate(calls)) / 5
+    losses = results["losses"]
+    assert losses["box"] == pytest.approx(mean) and losses["obj"] == pytest.approx(2 * mean)
+    assert losses["det"] == pytest.approx(3 * mean)
+    assert 1 <= losses["image"] <= len(calls)  # the four known pictures alone
+
+
+def test_save_txt_is_valid_labels(data, tmp_path):
+    run(data, Oracle(), save_dir=tmp_path, plots=False, save_txt=True)
+    files = sorted((tmp_path / "labels").glob("*.txt"))
+    assert [f.stem for f in files] == list("abcde")
+    for file in files:
+        truth = parse_label((Path(data["path"]) / "val" / "labels" / file.name).read_text(), 2, 2)
+        mine = parse_label(file.read_text(), 2, 2, str(file))
+        assert not mine.problems and mine.image_class in (0, 1)
+        np.testing.assert_array_equal(np.sort(mine.objects[:, 0]), np.sort(truth.objects[:, 0]))
+        order = np.argsort(mine.objects[:, 0])
+        np.testing.assert_allclose(mine.objects[order, 1:], truth.objects[:, 1:], atol=0.02)
+
+
+def test_save_conf_and_hybrid_leave_the_metrics_alone(data, tmp_path):
+    plain = run(data, Oracle(wrong=True), save_dir=tmp_path, plots=False)
+    hybrid = run(data, Oracle(wrong=True), save_dir=tmp_path, plots=False, save_hybrid=True, save_conf=True)
+    assert hybrid["detection"] == plain["detection"]  # known boxes are not scored as if they had been found
+    rows = (tmp_path / "labels" / "b.txt").read_text().splitlines()
+    classes = {row.split()[0]: float(row.split()[5]) for row in rows if len(row.split()) == 6}
+    assert classes["1"] == 1.0  # the known box
+    assert classes["0"] == pytest.approx(0.81, abs=1e-3)  # the found one
+
+
+def test_save_json_agrees_with_pycocotools(data, tmp_path):
+    pytest.importorskip("pycocotools")
+    results = run(data, Oracle(), save_dir=tmp_path, plots=False, save_json=True)
+    assert results["pycocotools"]["map50"] == pytest.approx(1.0)
+    entries = json.loads((tmp_path / "model_predictions.json").read_text())
+    assert len(entries) == 5 and set(entries[0]) == {"image_id", "category_id", "bbox", "score"}
+    truth = json.loads((tmp_path / "model_ground_truth.json").read_text())
+    assert len(truth["annotations"]) == 5 and len(truth["images"]) == 5
+
+
+def test_plots(data, tmp_path):
+    run(data, Oracle(), save_dir=tmp_path)
+    expected = ["F1_curve.png", "PR_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png"]
+    expected += ["image_confusion_matrix.png", "val_batch0_labels.jpg", "val_batch0_pred.jpg"]
+    for name in expected:
+        assert cv2.imread(str(tmp_path / name)) is not None, name
+
+
+def test_backgrounds_only_and_no_image_labels(tmp_path):
+    folder = tmp_path / "set" / "val"
+    for name in "ab":
+        write_picture(folder, name, (160, 120), 0, {}, None)
+    data = {"path": str(tmp_path / "set"), "val": "val/images", "train": "val/images"}
+    data |= {"names": ["bright", "grey"], "cls_names": ["dark", "light"]}
+    results = run(data, Oracle(), save_dir=tmp_path)
+    assert results["detection"]["map50"] == 0 and results["counts"]["objects"] == 0
+    assert results["image"]["accuracy"] is None and results["counts"]["images_without_image_label"] == 2
+    assert results["fitness"] == 0.0
+    assert "none of 2 pictures" in image_table(results)
+
+
+def test_no_picture_at_all(data, tmp_path):
+    results = val_joint.run(data, model=Oracle(), dataloader=[], device="cpu", save_dir=tmp_path)
+    assert results["counts"]["images"] == 0 and results["detection"]["map50"] == 0
+    json.loads((tmp_path / "metrics.json").read_text())
+
+
+# --- errors and the command line ----------------------------------------------------------------------------------
+
+
+def test_other_classes_are_an_error(data, tmp_path):
+    with pytest.raises(ValueError, match="3 object classes"):
+        run({**data, "names": ["a", "b", "c"]}, Oracle(), save_dir=tmp_path)
+    with pytest.raises(ValueError, match="3 image classes"):
+        run({**data, "cls_names": ["a", "b", "c"]}, Oracle(), save_dir=tmp_path)
+
+
+def test_errors_are_one_sentence(data, tmp_path):
+    opt = val_joint.parse_opt(["--weights", str(tmp_path / "none.pt"), "--data", str(tmp_path / "none.yaml")])
+    with pytest.raises(SystemExit, match="none.yaml"):
+        val_joint.main(opt)
+    empty = tmp_path / "empty" / "images"
+    empty.mkdir(parents=True)
+    with pytest.raises(ValueError, match="no pictures"):
+        run({**data, "val": str(empty)}, Oracle(), save_dir=tmp_path)
+
+
+def test_strict(data, tmp_path):
+    label = Path(data["path"]) / "val" / "labels" / "a.txt"
+    label.write_text(label.read_text() + "\n7 7 7\n")
+    from utils.config import load_data_config
+
+    cfg = load_data_config(data)
+    with pytest.raises(ValueError, match="a.txt"):
+        val_joint.make_loader(cfg, "val", 160, 4, 32, workers=0, strict=True)
+
+
+def test_flags_are_yolov5s(golden):
+    flags = json.loads((golden / "flags.json").read_text())["val"]
+    defaults = vars(val_joint.parse_opt([]))
+    for flag in flags:
+        assert flag["dest"] in defaults, flag["flags"]
+        if flag["default_is_path_relative_to_repo_root"]:
+            value = defaults[flag["dest"]]
+            value = value[0] if isinstance(value, list) else value
+            assert str(value).endswith(flag["default"])
+        elif flag["dest"] != "weights":
+            assert defaults[flag["dest"]] == flag["default"], flag["flags"]
+    args = ["--data", "x/coco.yaml", "--weights", "a.pt", "b.pt", "--img", "320", "--batch", "8", "--conf", "0.1"]
+    opt = val_joint.parse_opt(args)
+    assert (opt.imgsz, opt.batch_size, opt.conf_thres, opt.weights) == (320, 8, 0.1, ["a.pt", "b.pt"])
+    assert opt.save_json  # as for YOLOv5 when the data is coco.yaml
+
+
+# --- real networks ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """An untrained yolov5n_cls for two object and two image classes."""
+    from models.yolo import Model
+    from utils.checkpoint import save_checkpoint
+
+    torch.manual_seed(0)
+    model = Model("yolov5n_cls.yaml", nc=2, cls_nc=2)
+    file = tmp_path_factory.mktemp("weights") / "joint.pt"
+    record = {
+        "format": "yolov5-joint", "version": 1, "epoch": -1, "best_fitness": 0.0, "ema": None, "train_state": None,
+        "opt": {}, "hyp": {}, "date": "2026-01-01",
+        "model": {
+            "yaml": model.yaml, "names": {0: "bright", 1: "grey"}, "cls_names": {0: "dark", 1: "light"},
+            "nc": 2, "cls_nc": 2, "stride": [8.0, 16.0, 32.0], "state_dict": model.state_dict(),
+        },
+    }  # fmt: skip
+    save_checkpoint(file, record)
+    return file
+
+
+def test_command_line_with_a_real_network(data, checkpoint, tmp_path, monkeypatch, capsys):
+    yaml = tmp_path / "data.yaml"
+    yaml.write_text(json.dumps(data))  # json is yaml
+    common = ["--data", str(yaml), "--device", "cpu", "--workers", "0", "--project", str(tmp_path / "runs")]
+    common += ["--batch-size", "4", "--imgsz", "160"]
+    val_joint.main(val_joint.parse_opt([*common, "--weights", str(checkpoint), "--half", "--augment", "--verbose"]))
+    results = json.loads((tmp_path / "runs" / "exp" / "metrics.json").read_text())
+    assert results["image"]["known"] == 4 and results["settings"]["dtype"] == "bfloat16"
+    two = [str(checkpoint)] * 2
+    val_joint.main(val_joint.parse_opt([*common, "--weights", *two, "--task", "train", "--name", "ensemble"]))
+    assert (tmp_path / "runs" / "ensemble" / "metrics.json").is_file()
+    capsys.readouterr()
+    val_joint.main(val_joint.parse_opt([*common, "--weights", str(checkpoint), "--task", "speed", "--dnn"]))
+    out = capsys.readouterr().out
+    assert "ms inference" in out and "--dnn" in out
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(val_joint, "STUDY_SIZES", range(64, 97, 32))
+    val_joint.main(val_joint.parse_opt([*common, "--weights", str(checkpoint), "--task", "study"]))
+    with open(tmp_path / "study_data_joint.csv", newline="") as f:
+        assert [row["imgsz"] for row in csv.DictReader(f)] == ["64", "96"]
+
+
+def test_reference_network_on_real_pictures(golden, shared, tmp_path):
+    """The reference's checkpoint on 183 pictures: its metrics, its confusion matrix, and what pycocotools says."""
+    weights = golden / "yolov5n_heart_det.pt"
+    data = {"path": str(shared / "heart"), "val": "valid/images", "train": "train/images", "cls_nc": 3}
+    data |= {"names": ["AR", "MR", "PR", "TR"], "cls_names": ["PSAX", "PLAX", "A4C"]}
+    results = val_joint.run(
+        data, weights, imgsz=320, device="cpu", workers=1, plots=False, save_dir=tmp_path, save_json=True
+    )
+    expected = json.loads((golden / "checkpoint_expected.json").read_text())["val"][0]
+    assert expected["tag"] == "rect32"
+    detection = results["detection"]
+    assert detection["recall"] == pytest.approx(expected["R"], abs=3e-3)
+    assert detection["map50"] == pytest.approx(expected["mAP50"], abs=3e-3)
+    assert detection["map50_95"] == pytest.approx(expected["mAP50_95"], abs=3e-3)
+    for ours, theirs in zip(detection["per_class"].values(), expected["per_class"], strict=True):
+        assert ours["map50_95"] == pytest.approx(theirs["AP50_95"], abs=3e-3)
+        # No PR box is above the threshold: the reference calls that a precision of 1, which makes its mean 0.637.
+        assert ours["precision"] == pytest.approx(0.0 if theirs["R"] == 0 else theirs["P"], abs=3e-3)
+    means = [0.0 if c["R"] == 0 else c["P"] for c in expected["per_class"]]
+    assert detection["precision"] == pytest.approx(np.mean(means), abs=3e-3)
+    matrix, theirs = np.array(detection["confusion_matrix"]), np.array(expected["confusion_matrix_conf0.25_iou0.45"])
+    np.testing.assert_allclose(matrix[:, :-1], theirs[:, :-1], atol=1)  # the reference forgets false positives
+    assert (matrix[:-1, -1] >= theirs[:-1, -1] - 1).all() and matrix[:-1, -1].sum() > theirs[:-1, -1].sum() + 20
+    assert results["image"] is None and results["counts"]["images_without_image_label"] == 0
+    assert len(json.loads((tmp_path / "yolov5n_heart_det_predictions.json").read_text())) == pytest.approx(
+        expected["n_predictions_total"], abs=20
+    )
+    if results["pycocotools"]:  # {} where it is not installed
+        assert results["pycocotools"]["map50"] == pytest.approx(detection["map50"], abs=3e-3)
+        assert results["pycocotools"]["map50_95"] == pytest.approx(detection["map50_95"], abs=3e-3)
+
+
+def test_coco_identifiers():
+    assert coco.image_ids(["a/000012.jpg", "a/7.jpg"]) == [12, 7]
+    assert coco.image_ids(["a/x1.jpg", "a/7.jpg"]) == ["x1", "7"]
+    assert coco.image_ids(["a/x.jpg", "b/x.jpg"]) == ["a/x.jpg", "b/x.jpg"]
+    assert len(coco.COCO_CATEGORIES) == 80 and coco.COCO_CATEGORIES[-1] == 90
+
+
+def test_coco_limits_detections(data):
+    pytest.importorskip("pycocotools")
+    index = scan_dataset([str(Path(data["path"]) / "val" / "images")], 2, 2, verbose=False)
+    ids = coco.image_ids(index.im_files)
+    truth = coco.ground_truth(index, {0: "bright", 1: "grey"}, ids, [0, 1])
+    good = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.1}
+        for a in truth["annotations"]
+    ]
+    noise = [{**good[0], "bbox": [0, 0, 2, 2], "score": 0.5 + i / 1000} for i in range(150)]
+    out = coco.evaluate(truth, good + noise, ids, max_det=300)
+    assert out["map50"] > out["map50_at_100"]  # the true box is number 151 of its picture
+    assert coco.evaluate(truth, [], ids)["map50"] == 0

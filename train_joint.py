@@ -1,0 +1,569 @@
+"""Train a YOLOv5 detection model, or a joint model that also answers for the whole picture.
+
+python train_joint.py --data heart.yaml --cfg yolov5s_cls.yaml --gradnorm-alpha 1.5     # joint, from scratch
+python train_joint.py --data heart.yaml --cfg yolov5s_cls.yaml --weights yolov5s.pt     # joint, from a detection model
+python train_joint.py --data coco128.yaml --cfg yolov5s.yaml                            # plain detection
+torchrun --nproc_per_node 2 train_joint.py --data heart.yaml --device 0,1 --sync-bn     # two GPUs
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import val_joint
+from models.yolo import Model
+from utils.autoanchor import autoanchor
+from utils.balancing import add_balancer_arguments, build_balancer_from_args
+from utils.boxes import check_img_size
+from utils.checkpoint import latest_run, load_checkpoint, save_checkpoint, strip_checkpoint
+from utils.config import DataConfig, ensure_data, load_data_config, load_hyp, save_yaml
+from utils.curves import plot_labels, plot_results, plot_task_weights
+from utils.dataloaders import create_dataloader
+from utils.devices import (
+    AMP_CHOICES,
+    World,
+    all_reduce_mean,
+    amp_dtype,
+    broadcast_object,
+    describe_device,
+    device_ids,
+    init_world,
+    main_first,
+    memory_format,
+    peak_memory_gb,
+    select_device,
+    to_input,
+    use_all_cores,
+)
+from utils.engine import Engine, NonFiniteLoss, seed_everything
+from utils.evolve import evolve
+from utils.loggers import RunLogger
+from utils.loss import ComputeJointLoss
+from utils.metrics import joint_fitness
+from utils.optim import OPTIMIZERS, EarlyStopping, Schedule, build_optimizer, scaled_weight_decay
+from utils.paths import ROOT, find_file, increment_path
+from utils.plots import plot_images
+from utils.samplers import image_weights
+from utils.scan import DatasetIndex, check_strict, problem_table, scan_dataset
+
+LOSSES = ("box", "obj", "cls", "image")
+
+
+@dataclass
+class Run:
+    """What the steps of one training run share."""
+
+    opt: argparse.Namespace
+    hyp: dict
+    data: DataConfig
+    save_dir: Path
+    device: torch.device
+    world: World
+    layout: torch.memory_format = torch.contiguous_format
+
+    @property
+    def weights_dir(self) -> Path:
+        return self.save_dir / "weights"
+
+    def say(self, *lines: object) -> None:
+        if self.world.is_main:
+            print(*lines, sep="\n", flush=True)
+
+
+# Building blocks ------------------------------------------------------------------------------------------------------
+
+
+def build_model(run: Run, resumed=None) -> Model:
+    """The network from `--cfg`, from the weights' own structure, or from the checkpoint of a run to resume."""
+    opt, data = run.opt, run.data
+    checkpoint = resumed or (load_checkpoint(find_file(opt.weights, (ROOT,))) if opt.weights else None)
+    if resumed:
+        model = Model.from_checkpoint(checkpoint, averaged=False)
+    else:
+        cfg = opt.cfg or (None if checkpoint else f"yolov5s{'_cls' if data.cls_nc else ''}.yaml")
+        cfg = find_file(cfg, (ROOT / "models", ROOT / "models/hub")) if cfg else deepcopy(checkpoint.model_yaml)
+        model = Model(cfg, nc=data.nc, cls_nc=data.cls_nc or None, anchors=run.hyp.get("anchors"))
+        if checkpoint:
+            taken, left_out, new = model.transfer(checkpoint.state_dict)
+            run.say(f"Transferred {len(taken)} tensors from {opt.weights}; left out {len(left_out)}, new {len(new)}")
+            if left_out:
+                run.say(f"  left out: {shorten(left_out)}")
+            if new:
+                run.say(f"  new: {shorten(new)}")
+    if model.cls_nc and not data.cls_nc:
+        raise ValueError(
+            f"{data.source}: the model {opt.cfg} has an image branch, but the data name no image classes; add "
+            "`cls_nc:` and `cls_names:` to the data yaml, or train a plain model such as yolov5s.yaml"
+        )
+    if data.cls_nc and not model.cls_nc:
+        run.say(f"Note: {data.source} has image labels, but the model has no image branch (use a *_cls.yaml): unused")
+    model.names, model.cls_names = data.names, data.cls_names if model.cls_nc else {}
+    freeze = opt.freeze if len(opt.freeze) > 1 else range(opt.freeze[0])
+    for name, p in model.named_parameters():
+        if any(name.startswith(f"model.{i}.") for i in freeze):
+            p.requires_grad = False
+    if frozen := sum(not p.requires_grad for p in model.parameters()):
+        run.say(f"Frozen: {frozen} tensors of layers {list(freeze)}")
+    return model
+
+
+def shorten(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def scale_gains(hyp: dict, model: Model, imgsz: int, label_smoothing: float) -> dict:
+    """Loss gains for the number of levels, classes and pixels (YOLOv5's scaling), in a copy of `hyp`."""
+    levels = 3 / model.detect.nl
+    return hyp | {
+        "box": hyp["box"] * levels,
+        "cls": hyp["cls"] * model.nc / 80 * levels,
+        "obj": hyp["obj"] * (imgsz / 640) ** 2 * levels,
+        "label_smoothing": label_smoothing,
+    }
+
+
+def scan_split(run: Run, split: str, cls_nc: int) -> DatasetIndex | None:
+    sources = getattr(run.data, split)
+    if not sources:
+        return None
+    opt = run.opt
+    index = scan_dataset(sources, run.data.nc, cls_nc, single_cls=opt.single_cls, workers=opt.workers, prefix=split)
+    if index.problems:
+        run.say(problem_table(index.problems))
+    check_strict(index.problems, opt.strict)
+    return index
+
+
+def checkpoint_record(run: Run, engine: Engine, epoch: int, stopper: EarlyStopping) -> dict:
+    state = engine.state_dict()
+    return {
+        "format": "yolov5-joint",
+        "version": 1,
+        "epoch": epoch,
+        "best_fitness": float(stopper.best_fitness),
+        "model": engine.model.record(),
+        "ema": state.pop("ema"),
+        "train_state": state | {"stopper": stopper.state_dict()},
+        "opt": {k: str(v) if isinstance(v, Path) else v for k, v in vars(run.opt).items()},
+        "hyp": dict(run.hyp),
+        "date": datetime.now().isoformat(),
+    }
+
+
+# One epoch ------------------------------------------------------------------------------------------------------------
+
+
+def train_epoch(run: Run, engine: Engine, net: nn.Module, loader, criterion: ComputeJointLoss, epoch: int) -> dict:
+    """Train for one epoch; returns mean losses, pictures per second and what the balancer saw."""
+    opt, device = run.opt, run.device
+    batches, seen = len(loader), 0
+    means = torch.zeros(len(LOSSES) + 1, device=device)
+    net.train()
+    if run.world.is_main:
+        print(("\n" + "%11s" * 10) % (*progress_columns(criterion), "img/s"))
+    bar = tqdm(loader, total=batches, disable=not run.world.is_main, bar_format="{l_bar}{bar:10}{r_bar}", leave=True)
+    start = time.perf_counter()
+    for i, (images, targets, image_targets, paths, _) in enumerate(bar):
+        n = i + batches * epoch  # batches since the start of the run
+        engine.begin(n)
+        images = to_input(images, device, run.layout)
+        if opt.multi_scale:
+            images = resize_batch(images, opt.imgsz, int(engine.model.stride.max()), seed=(opt.seed, n))
+        with engine.autocast():
+            predictions = net(images)
+        _, parts = criterion(predictions, targets.to(device), image_targets.to(device))
+        losses = tuple(4 * loss for loss in parts.tasks) if opt.quad else parts.tasks  # a quarter of the pictures
+        where = f"epoch {epoch} batch {i} with pictures {', '.join(Path(p).name for p in paths[:8])}"
+        engine.end(losses, len(images) * run.world.size, parts.present, last=i == batches - 1, where=where)
+
+        now = torch.stack([parts.box, parts.obj, parts.cls, parts.image, parts.tasks[0].detach().reshape(())])
+        means += (all_reduce_mean(now.float(), run.world) - means) / (i + 1)
+        seen += len(images) * run.world.size
+        if run.world.is_main:
+            rate = seen / (time.perf_counter() - start)
+            weights = engine.balancer.weights.tolist()
+            memory = f"{peak_memory_gb(device):.3g}G"
+            shown = (*means[:4].tolist(), weights[0], weights[1] if len(weights) > 1 else 0.0)
+            bar.set_description(
+                ("%11s" * 2 + "%11.4g" * 6 + "%11i%11.4g")
+                % (f"{epoch}/{opt.epochs - 1}", memory, *shown, images.shape[-1], rate)
+            )
+            if n < 3 and not opt.noplots:
+                file = run.save_dir / f"train_batch{n}.jpg"
+                plot_images(images, targets, image_targets, paths, file, run.data.names, run.data.cls_names)
+    seconds = time.perf_counter() - start
+    return {
+        "losses": dict(zip((*LOSSES, "det"), means.tolist(), strict=True)),
+        "seconds": seconds,
+        "images_per_s": seen / seconds,
+    }
+
+
+def progress_columns(criterion: ComputeJointLoss) -> tuple[str, ...]:
+    return "Epoch", "Mem", "box_loss", "obj_loss", "cls_loss", "image_loss", "w_det", "w_image", "Size"
+
+
+def resize_batch(images: torch.Tensor, imgsz: int, stride: int, seed: tuple[int, int]) -> torch.Tensor:
+    """Multi-scale training: the batch at a random size within ±50 % of `imgsz`, a multiple of the stride."""
+    size = random.Random(f"{seed}").randrange(int(imgsz * 0.5), int(imgsz * 1.5) + stride) // stride * stride
+    factor = size / max(images.shape[2:])
+    if factor == 1:
+        return images
+    shape = [int(np.ceil(x * factor / stride) * stride) for x in images.shape[2:]]
+    return nn.functional.interpolate(images, size=shape, mode="bilinear", align_corners=False)
+
+
+def epoch_record(run: Run, engine: Engine, epoch: int, trained: dict, results: dict | None, fitness: float) -> dict:
+    """One entry of training_history.json, also the source of results.csv and TensorBoard."""
+    tasks = ("det", "image")
+    stats = engine.balancer.stats()
+    norms = stats.get("grad_norms")
+    metrics = None
+    if results:
+        image = results["image"] or {}
+        metrics = {k: results["detection"][k] for k in ("precision", "recall", "f1", "map50", "map50_95")}
+        metrics |= {f"image_{k}": image.get(k) for k in ("accuracy", "balanced_accuracy", "macro_f1")}
+        metrics["fitness"] = fitness
+    return {
+        "epoch": epoch,
+        "train": trained["losses"],
+        "val": results["losses"] if results else None,
+        "task_weights": dict(zip(tasks, engine.balancer.weights.tolist(), strict=False)),
+        "grad_norms": dict(zip(tasks, norms, strict=False)) if norms else None,
+        "grad_cosine": stats.get("cosine"),
+        "conflict_share": stats.get("conflict_share"),
+        "metrics": metrics,
+        "lr": [group["lr"] for group in engine.optimizer.param_groups],
+        "seconds": trained["seconds"],
+        "images_per_s": trained["images_per_s"],
+        "peak_memory_gb": peak_memory_gb(run.device),
+    }
+
+
+# The run --------------------------------------------------------------------------------------------------------------
+
+
+def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
+    """Run one training from start (or from `resumed`) to end; returns the metrics of the best checkpoint."""
+    device = select_device(opt.device, opt.batch_size)
+    world = init_world(device)
+    use_all_cores(world.size)
+    seed_everything(opt.seed, opt.deterministic)
+    data = load_data_config(opt.data)
+    run = Run(opt, hyp, data, Path(opt.save_dir), device, world)
+    run.say(f"YOLOv5-Joint on {describe_device(device)}")
+    with main_first(world):
+        ensure_data(data)
+    if opt.single_cls:
+        data.nc, data.names = 1, {0: "item"} if len(data.names) != 1 else data.names
+
+    # Network
+    model = build_model(run, resumed)
+    stride = int(model.stride.max())
+    opt.imgsz = check_img_size(opt.imgsz, max(stride, 32), floor=2 * stride)
+    precision = amp_dtype(device, opt.amp)
+    run.layout = memory_format(device, precision, opt.memory_format)
+    run.say(
+        model.info(imgsz=opt.imgsz),
+        f"Results go to {run.save_dir}; precision {precision or torch.float32}, {run.layout}",
+    )
+
+    # Data
+    with main_first(world):
+        train_index = scan_split(run, "train", model.cls_nc)
+        val_index = scan_split(run, "val", model.cls_nc) if world.is_main else None
+    if train_index is None:
+        raise ValueError(f"{data.source}: `train:` is missing, so there is nothing to train on")
+    batch_size = opt.batch_size // world.size
+    loader, _ = create_dataloader(
+        train_index, opt.imgsz, batch_size, hyp=hyp, stride=stride, augment=True, rect=opt.rect, cache=opt.cache,
+        cls_nc=model.cls_nc, workers=opt.workers, rank=world.rank, world_size=world.size, shuffle=not opt.rect,
+        seed=opt.seed, quad=opt.quad, weighted=opt.image_weights, nc=data.nc, prefix="train",
+    )  # fmt: skip
+    val_loader = None
+    if val_index is not None:
+        val_loader, _ = create_dataloader(
+            val_index, opt.imgsz, batch_size * 2, hyp=hyp, stride=stride, augment=False, rect=True, pad=0.5,
+            cache=None if opt.noval else opt.cache, cls_nc=model.cls_nc, workers=opt.workers, prefix="val",
+        )  # fmt: skip
+    if not resumed and not opt.noautoanchor:
+        autoanchor(train_index, model, opt.imgsz, hyp["anchor_t"], opt.seed, verbose=world.is_main)
+
+    # Optimisation
+    model.hyp = scale_gains(hyp, model, opt.imgsz, opt.label_smoothing)
+    model = model.to(device, memory_format=run.layout)
+    if opt.sync_bn and world.distributed and device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    decay = scaled_weight_decay(hyp["weight_decay"], opt.batch_size, opt.nbs)
+    optimizer = build_optimizer(model, opt.optimizer, hyp["lr0"], hyp["momentum"], decay)
+    schedule = Schedule(hyp, opt.epochs, len(loader), opt.batch_size, opt.cos_lr, opt.nbs)
+    tasks = 2 if model.cls_nc else 1
+    balancer = build_balancer_from_args(opt, tasks, model.shared_parameters(), list(model.parameters()))
+    engine = Engine(model, optimizer, schedule, balancer, device, precision, ema=world.is_main, world=world)
+    criterion = ComputeJointLoss(model, balancer, model.hyp)
+    stopper = EarlyStopping(opt.patience)
+    first_epoch = 0
+    if resumed:
+        first_epoch = resumed.epoch + 1
+        engine.load_state_dict(resumed.train_state | {"ema": resumed.train_state.get("ema")})
+        stopper.load_state_dict(resumed.train_state["stopper"])
+    net = model
+    if world.distributed:
+        ids = [device.index] if device.type == "cuda" else None
+        net = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+    # Records
+    logger = None
+    if world.is_main:
+        run.weights_dir.mkdir(parents=True, exist_ok=True)
+        save_yaml(run.save_dir / "opt.yaml", {k: str(v) if isinstance(v, Path) else v for k, v in vars(opt).items()})
+        save_yaml(run.save_dir / "hyp.yaml", hyp)
+        logger = RunLogger(run.save_dir, joint=tasks > 1)
+        if resumed:
+            logger.resume(first_epoch)
+        elif not opt.noplots:
+            plot_labels(train_index, data.names, data.cls_names, run.save_dir)
+    last, best = run.weights_dir / "last.pt", run.weights_dir / "best.pt"
+    run.say(
+        f"Training epochs {first_epoch} to {opt.epochs - 1}: {len(train_index)} pictures at {opt.imgsz} px, "
+        f"batch {opt.batch_size}, {loader.num_workers} data workers, warm-up {schedule.warmup_batches} batches"
+    )
+
+    epoch, results, began = first_epoch, None, time.perf_counter()
+    with sigterm_as_interrupt():
+        try:
+            for epoch in range(first_epoch, opt.epochs):
+                loader.set_epoch(epoch, mosaic=epoch < opt.epochs - opt.close_mosaic)
+                trained = train_epoch(run, engine, net, loader, criterion, epoch)
+                stop = False
+                if world.is_main:
+                    final = epoch == opt.epochs - 1
+                    results, fitness = None, 0.0
+                    if val_loader is not None and (not opt.noval or final):
+                        results = validate(run, engine, val_loader, criterion)
+                        fitness = joint_fitness(**fitness_inputs(results), weight=opt.fitness_weight)
+                        stop = stopper(epoch, fitness)
+                    record = epoch_record(run, engine, epoch, trained, results, fitness)
+                    logger.epoch(record)
+                    if not opt.nosave or final:
+                        state = checkpoint_record(run, engine, epoch, stopper)
+                        save_checkpoint(last, state)
+                        if results is None or stopper.best_epoch == epoch:
+                            save_checkpoint(best, state)
+                        if opt.save_period > 0 and epoch % opt.save_period == 0:
+                            save_checkpoint(run.weights_dir / f"epoch{epoch}.pt", state)
+                engine.balancer.end_epoch()
+                if opt.image_weights:
+                    maps = broadcast_object(map_by_class(results, data.names) if results else None, world)
+                    loader.set_weights(image_weights(train_index, data.nc, maps))
+                if broadcast_object(stop, world):
+                    run.say(f"Stopped: no better fitness in the last {opt.patience} epochs (--patience)")
+                    break
+        except (KeyboardInterrupt, NonFiniteLoss) as problem:
+            emergency_save(run, engine, epoch, stopper, last, problem)
+            raise
+
+    if not world.is_main:
+        return {}
+    hours = (time.perf_counter() - began) / 3600
+    run.say(f"\n{epoch - first_epoch + 1} epochs in {hours:.3f} h")
+    return finish(run, logger, last, best, results)
+
+
+def validate(run: Run, engine: Engine, loader, criterion: ComputeJointLoss) -> dict:
+    """Both tasks on the validation pictures, with the averaged weights."""
+    opt = run.opt
+    return val_joint.run(
+        run.data, model=engine.ema.model, dataloader=loader, imgsz=opt.imgsz, device=run.device, plots=False,
+        save_dir=run.save_dir, single_cls=opt.single_cls, criterion=criterion, fitness_weight=opt.fitness_weight,
+        amp=opt.amp,
+    )  # fmt: skip
+
+
+def fitness_inputs(results: dict) -> dict:
+    detection, image = results["detection"], results["image"] or {}
+    return {"map50": detection["map50"], "map50_95": detection["map50_95"], "image_accuracy": image.get("accuracy")}
+
+
+def map_by_class(results: dict, names: dict[int, str]) -> np.ndarray:
+    """mAP50-95 of each class; the mean where the validation pictures lack a class."""
+    per_class = results["detection"]["per_class"]
+    mean = results["detection"]["map50_95"]
+    return np.array([per_class.get(name, {}).get("map50_95", mean) for name in names.values()])
+
+
+def emergency_save(run: Run, engine: Engine, epoch: int, stopper, last: Path, problem: BaseException) -> None:
+    """Leave a `last.pt` from which the interrupted epoch can be begun again."""
+    if not run.world.is_main:
+        return
+    if not engine.weights_finite():
+        run.say(f"The weights are no longer finite, so {last} keeps the last whole epoch")
+        return
+    save_checkpoint(last, checkpoint_record(run, engine, epoch - 1, stopper))
+    reason = "Interrupted" if isinstance(problem, KeyboardInterrupt) else "Stopped"
+    run.say(f"\n{reason} in epoch {epoch}; saved {last}. Continue with: python train_joint.py --resume {last}")
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt():
+    """A polite kill (a cluster's time limit) leaves the same usable checkpoint as Ctrl-C."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def finish(run: Run, logger: RunLogger, last: Path, best: Path, results: dict | None) -> dict:
+    """Strip the checkpoints, validate the best one with plots, draw the run's curves."""
+    opt = run.opt
+    for file in (last, best):
+        if file.exists():
+            strip_checkpoint(file)
+            run.say(f"Stripped {file}, {file.stat().st_size / 1e6:.1f} MB")
+    if run.data.val and best.exists():
+        run.say(f"\nValidating {best}")
+        results = val_joint.run(
+            run.data, weights=best, batch_size=opt.batch_size * 2, imgsz=opt.imgsz, device=opt.device,
+            save_dir=run.save_dir, workers=opt.workers, single_cls=opt.single_cls,
+            plots=not opt.noplots, verbose=True, fitness_weight=opt.fitness_weight,
+        )  # fmt: skip
+    if not opt.noplots:
+        plot_results(run.save_dir / "results.csv")
+        if logger.joint:
+            plot_task_weights(logger.history, run.save_dir / "task_weights.png")
+        for picture in sorted(run.save_dir.glob("*.png")) + sorted(run.save_dir.glob("*.jpg")):
+            logger.image(picture.stem, picture)
+    logger.close()
+    run.say(f"Results saved to {run.save_dir}")
+    return results or {}
+
+
+# Command line ---------------------------------------------------------------------------------------------------------
+
+
+def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--weights", default="", help="start from this checkpoint: ours or any YOLOv5 .pt; empty trains from scratch")
+    add("--cfg", default="", help="model yaml; empty: the weights' own structure, or yolov5s(_cls).yaml from scratch")
+    add("--data", default="data/coco128.yaml", help="data yaml")
+    add("--hyp", default="data/hyps/hyp.scratch-low.yaml", help="hyperparameter yaml")
+    add("--epochs", type=int, default=100)
+    add("--batch-size", type=int, default=16, help="pictures a step over all devices")
+    add("--imgsz", "--img", "--img-size", type=int, default=640, help="side of the training pictures in pixels")
+    add("--rect", action="store_true", help="rectangular batches: pictures of one aspect ratio together")
+    add("--resume", nargs="?", const=True, default=False, help="continue the latest run, or the given last.pt")
+    add("--nosave", action="store_true", help="save only the final checkpoint")
+    add("--noval", action="store_true", help="validate only after the last epoch")
+    add("--noautoanchor", action="store_true", help="do not check the anchors against the labels")
+    add("--noplots", action="store_true", help="draw no pictures")
+    add("--evolve", type=int, nargs="?", const=300, help="evolve the hyperparameters for this many generations")
+    add("--evolve_population", default="data/hyps", help="folder of hyperparameter yamls to start evolving from")
+    add("--resume_evolve", default=None, help="evolve.csv of an earlier evolution to continue")
+    add("--cache", nargs="?", const="ram", choices=["ram", "disk"], help="keep decoded pictures in memory or on disk")
+    add("--image-weights", action="store_true", help="draw pictures by how badly their classes are detected")
+    add("--device", default="", help="cpu, 0, 0,1, mps; empty is the best there is")
+    add("--multi-scale", action="store_true", help="vary the picture size by ±50 %%")
+    add("--single-cls", action="store_true", help="treat all object classes as one")
+    add("--optimizer", choices=OPTIMIZERS, default="SGD")
+    add("--sync-bn", action="store_true", help="synchronised batch norm, with several GPUs")
+    add("--workers", type=int, default=8, help="most data-loading processes (per rank)")
+    add("--project", default=ROOT / "runs/train", help="folder of the runs")
+    add("--name", default="exp", help="folder of this run")
+    add("--exist-ok", action="store_true", help="write into an existing run folder")
+    add("--quad", action="store_true", help="quad batches: a quarter of the pictures at twice the size")
+    add("--cos-lr", action="store_true", help="cosine instead of linear learning-rate schedule")
+    add("--label-smoothing", type=float, default=0.0, help="label smoothing of the object classes")
+    add("--patience", type=int, default=100, help="stop after this many epochs without a better fitness; 0 never")
+    add("--freeze", type=int, nargs="+", default=[0], help="layers to freeze: a number N (0 … N-1) or a list")
+    add("--save-period", type=int, default=-1, help="also keep a checkpoint every N epochs")
+    add("--seed", type=int, default=0)
+    add("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
+    new = parser.add_argument_group("beyond YOLOv5")
+    add = new.add_argument
+    add("--strict", action="store_true", help="stop if any picture or label row had to be left out")
+    add("--fitness-weight", type=float, default=0.5, help="share of the image accuracy in the fitness of a joint model")
+    add("--close-mosaic", type=int, default=0, help="train the last N epochs without mosaic")
+    add("--nbs", type=int, default=64, help="gradients are accumulated to about this many pictures a step")
+    add("--amp", choices=AMP_CHOICES, default="auto", help="auto: float16 on CUDA, bfloat16 on processors that have it")
+    add("--memory-format", choices=["auto", "channels_last", "contiguous"], default="auto")
+    add("--deterministic", action="store_true", help="ask torch for repeatable kernels on GPUs too (slower)")
+    add_balancer_arguments(parser)
+    return parser.parse_args(args)
+
+
+def launch_per_gpu(count: int) -> int:
+    """Several devices named without `torchrun`: start it, one process a GPU."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), *sys.argv]
+    print("Starting one process per GPU:", " ".join(command))
+    return subprocess.call(command)
+
+
+def load_resumed(opt: argparse.Namespace):
+    """Checkpoint and options of the run to continue; the options given now are replaced by the run's own."""
+    file = Path(opt.resume) if isinstance(opt.resume, str) else latest_run(ROOT / "runs")
+    checkpoint = load_checkpoint(file)
+    if checkpoint.train_state is None:
+        raise ValueError(f"{file}: the run is finished (no training state); start a new one with --weights {file}")
+    device = opt.device
+    opt = argparse.Namespace(**(vars(parse_opt([])) | checkpoint.opt | {"resume": str(file)}))
+    opt.device = device or opt.device
+    opt.save_dir = Path(file).resolve().parents[1]
+    return checkpoint, opt
+
+
+def evolve_run(opt: argparse.Namespace, hyp: dict) -> dict:
+    """Evolve the hyperparameters; each candidate is a short quiet training of its own."""
+
+    def train_candidate(candidate: dict, folder: Path) -> dict:
+        return train(argparse.Namespace(**vars(opt) | {"save_dir": folder, "noplots": True, "noval": True}), candidate)
+
+    files = sorted(Path(find_file(opt.evolve_population, (ROOT,))).glob("*.yaml"))
+    population = [load_hyp(f) for f in files if f.name != Path(opt.hyp).name]
+    return evolve(
+        train_candidate, Path(opt.save_dir), opt.evolve, hyp, population, history=opt.resume_evolve, seed=opt.seed
+    )
+
+
+def main(opt: argparse.Namespace) -> dict:
+    ids = device_ids(opt.device)
+    if len(ids) > 1 and "LOCAL_RANK" not in os.environ:
+        sys.exit(launch_per_gpu(len(ids)))
+    if opt.resume:
+        checkpoint, opt = load_resumed(opt)
+        return train(opt, checkpoint.hyp, checkpoint)
+    opt.save_dir = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
+    hyp = load_hyp(find_file(opt.hyp, (ROOT / "data/hyps",)))
+    if opt.evolve:
+        return evolve_run(opt, hyp)
+    return train(opt, hyp)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_opt())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, FileNotFoundError, NonFiniteLoss) as error:
+        sys.exit(f"Error: {error}")

@@ -1,0 +1,185 @@
+"""What moves the weights: parameter groups, optimisers, learning-rate schedule, weight average, early stopping."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+NOMINAL_BATCH = 64  # gradients are accumulated to about this many pictures before a step
+OPTIMIZERS = ("SGD", "Adam", "AdamW")
+
+
+def scaled_weight_decay(weight_decay: float, batch_size: int, nominal_batch: int = NOMINAL_BATCH) -> float:
+    """Weight decay for the batch that a step really sees: `wd · batch · accumulate / nominal`, YOLOv5's rule."""
+    accumulate = max(round(nominal_batch / batch_size), 1)
+    return weight_decay * batch_size * accumulate / nominal_batch
+
+
+def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Split the trainable parameters as YOLOv5 does: `(biases, weights, norm weights)`; only the second one decays."""
+    norms = tuple(v for k, v in nn.__dict__.items() if "Norm" in k and isinstance(v, type))
+    biases, weights, norm_weights = [], [], []
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            if name == "bias":
+                biases.append(p)
+            elif name == "weight" and isinstance(module, norms):
+                norm_weights.append(p)
+            else:
+                weights.append(p)
+    return biases, weights, norm_weights
+
+
+def build_optimizer(
+    model: nn.Module, name: str = "SGD", lr: float = 0.01, momentum: float = 0.937, weight_decay: float = 5e-4
+) -> torch.optim.Optimizer:
+    """Optimiser with the three groups of `param_groups`, in that order.
+
+    Args:
+        name: `SGD` (Nesterov), `Adam` (decay is part of the gradient) or `AdamW` (decay is decoupled from it).
+        momentum: SGD's momentum, or β₁ of Adam and AdamW (β₂ is 0.999).
+
+    Raises:
+        ValueError: An optimiser of that name is not offered.
+    """
+    biases, weights, norm_weights = param_groups(model)
+    if name == "SGD":
+        optimizer = torch.optim.SGD(biases, lr=lr, momentum=momentum, nesterov=True)
+    elif name in ("Adam", "AdamW"):
+        optimizer = getattr(torch.optim, name)(biases, lr=lr, betas=(momentum, 0.999), weight_decay=0.0)
+    else:
+        raise ValueError(f"--optimizer {name}: choose one of {', '.join(OPTIMIZERS)}")
+    optimizer.add_param_group({"params": weights, "weight_decay": weight_decay})
+    optimizer.add_param_group({"params": norm_weights, "weight_decay": 0.0})
+    return optimizer
+
+
+def lr_factor(epoch: float, epochs: int, lrf: float, cosine: bool = False) -> float:
+    """Learning rate at `epoch` as a share of lr0: from 1 down to `lrf`, in a line or along half a cosine."""
+    if cosine:
+        return (1 - math.cos(epoch * math.pi / epochs)) / 2 * (lrf - 1) + 1
+    return max(1 - epoch / epochs, 0) * (1 - lrf) + lrf
+
+
+@dataclass(frozen=True)
+class Step:
+    """What holds for one batch: the learning rate of each group, the momentum, and how many batches make a step."""
+
+    lr: tuple[float, float, float]  # biases, weights, norm weights
+    momentum: float
+    accumulate: int
+
+
+class Schedule:
+    """Learning rates, momentum and accumulation by batch number alone, so that a resumed run needs no state.
+
+    During warm-up the bias group falls from `warmup_bias_lr`, the others rise from 0, the momentum rises from
+    `warmup_momentum`, and the accumulation grows from 1 to `nominal_batch / batch_size`; all linear in the number.
+
+    Args:
+        hyp: `lr0 lrf momentum warmup_epochs warmup_momentum warmup_bias_lr`.
+        warmup_batches: Length of the warm-up; None: YOLOv5's `max(warmup_epochs · batches, 100)`, but never more than
+            `max_warmup` of the whole run (in YOLOv5 a short run on few pictures can be all warm-up).
+    """
+
+    max_warmup = 0.25
+
+    def __init__(
+        self,
+        hyp: Mapping[str, float],
+        epochs: int,
+        batches_per_epoch: int,
+        batch_size: int,
+        cosine: bool = False,
+        nominal_batch: int = NOMINAL_BATCH,
+        warmup_batches: int | None = None,
+    ) -> None:
+        self.hyp, self.epochs, self.batches, self.cosine = dict(hyp), epochs, batches_per_epoch, cosine
+        self.full_accumulate = nominal_batch / batch_size
+        if warmup_batches is None:
+            limit = round(self.max_warmup * epochs * batches_per_epoch)
+            warmup_batches = min(max(round(hyp["warmup_epochs"] * batches_per_epoch), 100), limit)
+            warmup_batches = 0 if hyp["warmup_epochs"] <= 0 else warmup_batches
+        self.warmup_batches = warmup_batches
+
+    def at(self, batch: int) -> Step:
+        """The step plan of batch number `batch`, counted from the start of the run."""
+        lr = self.hyp["lr0"] * lr_factor(batch // self.batches, self.epochs, self.hyp["lrf"], self.cosine)
+        momentum, accumulate = self.hyp["momentum"], max(round(self.full_accumulate), 1)
+        if batch > self.warmup_batches or self.warmup_batches == 0:
+            return Step((lr, lr, lr), momentum, accumulate)
+        t = batch / self.warmup_batches
+        bias_lr = self.hyp["warmup_bias_lr"] + (lr - self.hyp["warmup_bias_lr"]) * t
+        start = self.hyp["warmup_momentum"]
+        accumulate = max(1, round(1 + (self.full_accumulate - 1) * t))
+        return Step((bias_lr, lr * t, lr * t), start + (momentum - start) * t, accumulate)
+
+    def apply(self, optimizer: torch.optim.Optimizer, batch: int) -> Step:
+        """Set the optimiser for batch number `batch` (momentum, or β₁ for Adam and AdamW) and return the plan."""
+        step = self.at(batch)
+        for group, lr in zip(optimizer.param_groups, step.lr, strict=True):
+            group["lr"] = lr
+            if "momentum" in group:
+                group["momentum"] = step.momentum
+            else:
+                group["betas"] = (step.momentum, group["betas"][1])
+        return step
+
+
+class ModelEMA:
+    """Exponential moving average of everything floating in a model's state (weights and BN statistics).
+
+    `average ← d · average + (1 − d) · model` with `d = decay · (1 − exp(−updates / tau))`, so that the average follows
+    closely at the start of a run. Integer buffers keep the value that they had at the start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay, self.tau, self.updates = decay, tau, updates
+        # the tensors of both sides are paired once: both modules keep theirs for life
+        live, mean = model.state_dict(), self.model.state_dict()
+        keys = [k for k, v in mean.items() if v.dtype.is_floating_point]
+        self._live, self._mean = [live[k] for k in keys], [mean[k] for k in keys]
+
+    def decay_at(self, updates: int) -> float:
+        return self.decay * (1 - math.exp(-updates / self.tau))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the model's present state; call after an optimiser step."""
+        self.updates += 1
+        torch._foreach_lerp_(self._mean, self._live, 1 - self.decay_at(self.updates))
+
+    def state_dict(self) -> dict:
+        return {"state_dict": self.model.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        self.model.load_state_dict(state["state_dict"])
+        self.updates = int(state["updates"])
+
+
+class EarlyStopping:
+    """Says when fitness has not risen for `patience` epochs; 0 never stops. A tie is no rise.
+
+    Call it once per epoch with the epoch's number and fitness; it returns True when the run should stop.
+    """
+
+    def __init__(self, patience: int = 100) -> None:
+        self.patience = patience or math.inf
+        self.best_fitness, self.best_epoch = 0.0, 0
+
+    def __call__(self, epoch: int, fitness: float) -> bool:
+        if fitness > self.best_fitness:
+            self.best_fitness, self.best_epoch = fitness, epoch
+        return epoch - self.best_epoch >= self.patience
+
+    def state_dict(self) -> dict:
+        return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        self.best_fitness, self.best_epoch = state["best_fitness"], state["best_epoch"]

@@ -1,0 +1,64 @@
+"""Where files are: the project's root, configuration files by name, numbered run folders."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG_FOLDERS = (ROOT / "data", ROOT / "data" / "hyps", ROOT / "models")
+
+
+def find_file(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
+    """Find an existing file: as given, in `folders`, in the project root, then by name in its data and model folders.
+
+    Raises:
+        FileNotFoundError: nothing found (the message lists what was tried), or the name is not unique.
+    """
+    path = Path(name).expanduser()
+    if not str(name) or str(name) == ".":
+        raise FileNotFoundError("no file name given")
+    candidates = [path]
+    if not path.is_absolute():
+        candidates += [Path(folder) / path for folder in folders]
+        candidates += [ROOT / path, *(folder / path for folder in CONFIG_FOLDERS)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+
+    if not path.is_absolute():
+        patterns = [str(ROOT / folder / "**" / glob.escape(str(path))) for folder in ("data", "models")]
+        matches = sorted(
+            {Path(m).resolve() for p in patterns for m in glob.glob(p, recursive=True) if os.path.isfile(m)}
+        )
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise FileNotFoundError(f"'{name}' is not unique, give a path: {', '.join(map(str, matches))}")
+        candidates += [Path(p) for p in patterns]
+    tried = "\n  ".join(str(c.absolute()) for c in candidates)
+    raise FileNotFoundError(f"'{name}' not found. Tried:\n  {tried}")
+
+
+def increment_path(path: str | Path, exist_ok: bool = False, sep: str = "", mkdir: bool = False) -> Path:
+    """`runs/exp` if it is free, else the first free of `runs/exp2`, `runs/exp3`, … (the number goes before a suffix).
+
+    With `mkdir` the folder is made, and of two processes that ask at the same time each gets its own.
+    """
+    path = Path(path)
+    base, suffix = (path, "") if path.is_dir() or not path.suffix else (path.with_suffix(""), path.suffix)
+    number = 1
+    while True:
+        candidate = path if number == 1 else Path(f"{base}{sep}{number}{suffix}")
+        if exist_ok or not candidate.exists():
+            if not mkdir:
+                return candidate
+            try:
+                candidate.mkdir(parents=True, exist_ok=exist_ok)
+                return candidate
+            except FileExistsError:  # another process was faster, or a file has this name
+                if exist_ok:
+                    raise
+        number += 1

@@ -1,0 +1,329 @@
+"""Reads the checkpoints that YOLOv5 pickles, without running anything that they contain.
+
+A pickle is a program: it names functions and calls them. Here every name outside a short list is refused, and those on
+the list stand for inert objects: modules become `Stub`s that keep what they were given, tensors are views on the bytes
+of the file, paths become text. Both containers of `torch.save` are read: the zip archive, and the plain stream of
+pickles from before PyTorch 1.6.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the stream format
+LEGACY_PROTOCOL = 1001
+
+DTYPES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+
+# classes that become Stubs: every layer that a YOLOv5 detection model of v5.0 or later is made of
+STUB_NAMES = {
+    "models.yolo": "Model DetectionModel BaseModel Detect",
+    "models.common": "Conv DWConv DWConvTranspose2d Focus Bottleneck BottleneckCSP CrossConv C3 C3x C3TR C3SPP C3Ghost "
+    "SPP SPPF GhostConv GhostBottleneck TransformerLayer TransformerBlock Contract Expand Concat",
+    "models.heads": "Detect ImageHead ImageClassifier CBAM",
+    "models.experimental": "CrossConv Sum MixConv2d GhostConv GhostBottleneck",
+    "torch.nn.modules.container": "Sequential ModuleList",
+    "torch.nn.modules.conv": "Conv2d ConvTranspose2d",
+    "torch.nn.modules.batchnorm": "BatchNorm2d SyncBatchNorm",
+    "torch.nn.modules.normalization": "LayerNorm",
+    "torch.nn.modules.activation": "SiLU ReLU ReLU6 LeakyReLU Hardswish Hardsigmoid Hardtanh Mish GELU ELU PReLU "
+    "Sigmoid Tanh MultiheadAttention",
+    "torch.nn.modules.pooling": "MaxPool2d AvgPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d",
+    "torch.nn.modules.upsampling": "Upsample UpsamplingNearest2d",
+    "torch.nn.modules.linear": "Linear Identity NonDynamicallyQuantizableLinear",
+    "torch.nn.modules.dropout": "Dropout",
+    "torch.nn.modules.padding": "ZeroPad2d",
+    "argparse": "Namespace",
+    "numpy": "dtype ndarray",
+}
+
+
+class UnsafeCheckpointError(ValueError):
+    """A checkpoint names something that could run code."""
+
+
+class Stub:
+    """Stands for an object of the file: what it was made with and its state, without behaviour."""
+
+    __slots__ = ("args", "state")
+    origin = ""  # the full name in the file
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Stub:
+        self = object.__new__(cls)
+        self.args, self.state = args, {}
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state if isinstance(state, dict) else {"": state}
+
+
+class _Function:
+    """A function that a pickle may call, and cannot change."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise TypeError("a function cannot be changed")
+
+
+class _Storage:
+    """A flat tensor that views are cut from."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+
+
+def read_yolov5(path: str | Path) -> dict[str, Any]:
+    """Content of a checkpoint that YOLOv5 wrote; modules are `Stub`s, tensors are on the CPU.
+
+    Raises:
+        UnsafeCheckpointError: It names a class or function that is not on the list; the message says which.
+        ValueError: It is no checkpoint, or damaged.
+    """
+    path = Path(path)
+    try:
+        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_stream(path)
+    except UnsafeCheckpointError as e:
+        raise UnsafeCheckpointError(f"{path}: {e}") from None
+    except Exception as e:  # a broken pickle may raise anything
+        raise ValueError(f"{path}: no checkpoint that can be read, or a damaged one ({type(e).__name__}: {e})") from e
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not a YOLOv5 checkpoint")
+    return content
+
+
+def state_dict_of(module: Any) -> dict[str, Tensor]:
+    """State dict of a stubbed module: parameters and persistent buffers under YOLOv5's names, in PyTorch's order."""
+    out: dict[str, Tensor] = {}
+
+    def collect(m: Any, prefix: str, depth: int) -> None:
+        if not isinstance(m, Stub) or depth > 32:
+            raise ValueError(f"`{prefix or 'model'}` is no module")
+        transient = m.state.get("_non_persistent_buffers_set") or ()
+        for group in ("_parameters", "_buffers"):
+            for name, value in (m.state.get(group) or {}).items():
+                if isinstance(value, Tensor) and name not in transient:
+                    out[f"{prefix}{name}"] = value
+        for name, child in (m.state.get("_modules") or {}).items():
+            if child is not None:
+                collect(child, f"{prefix}{name}.", depth + 1)
+
+    collect(module, "", 0)
+    return out
+
+
+def plain(value: Any, _depth: int = 0) -> Any:
+    """Plain Python values of what the file holds: numpy numbers become numbers, paths and anything unknown text."""
+    if _depth > 16:
+        raise ValueError("values are nested too deeply")
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return value
+    if isinstance(value, dict):
+        return {plain(k, _depth + 1): plain(v, _depth + 1) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return type(value)(plain(v, _depth + 1) for v in value)
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        return value.tolist()
+    if isinstance(value, Stub) and value.origin == "argparse.Namespace":
+        return plain(value.state, _depth + 1)
+    if isinstance(value, Stub) and value.origin == "numpy.ndarray":
+        return _array(value).tolist()
+    return f"<{value.origin}>" if isinstance(value, Stub) else str(value)
+
+
+# What a pickle may call ------------------------------------------------------------------------------------------------
+
+
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    if not isinstance(storage, _Storage):
+        raise ValueError("a tensor without a storage")
+    size, stride = tuple(map(int, size)), tuple(map(int, stride))
+    if len(size) != len(stride) or min((*size, *stride, offset), default=0) < 0:
+        raise ValueError(f"a tensor of size {size} and stride {stride}")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if 0 not in size and last >= storage.data.numel():
+        raise ValueError("a tensor reaches beyond its storage")
+    return storage.data.as_strided(size, stride, offset)
+
+
+def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise ValueError("a parameter without a tensor")
+    return data
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _numpy_dtype(stub: Any) -> np.dtype:
+    code = stub.args[0] if isinstance(stub, Stub) and stub.origin == "numpy.dtype" and stub.args else None
+    if code not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
+        raise ValueError(f"a numpy value of type {code!r}")
+    return np.dtype(f"<{code}")
+
+
+def _numpy_scalar(dtype: Any, data: Any) -> Any:
+    return np.frombuffer(data, _numpy_dtype(dtype))[0].item()
+
+
+def _numpy_reconstruct(kind: Any, *_: Any) -> Any:
+    if not (isinstance(kind, type) and issubclass(kind, Stub) and kind.origin == "numpy.ndarray"):
+        raise ValueError("a numpy object that is no array")
+    return kind()
+
+
+def _array(stub: Stub) -> np.ndarray:
+    _, shape, dtype, fortran, data = stub.state[""]
+    return np.frombuffer(data, _numpy_dtype(dtype)).reshape(shape, order="F" if fortran else "C")
+
+
+FUNCTIONS = {
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch.Size": lambda size=(): tuple(size),
+    "torch.device": lambda *args: ":".join(map(str, args)),
+    "_codecs.encode": _encode,
+    "pathlib.Path": lambda *parts: str(PurePosixPath(*parts)),
+    "pathlib.PosixPath": lambda *parts: str(PurePosixPath(*parts)),
+    "pathlib.PurePosixPath": lambda *parts: str(PurePosixPath(*parts)),
+    "pathlib.WindowsPath": lambda *parts: str(PureWindowsPath(*parts)),
+    "pathlib.PureWindowsPath": lambda *parts: str(PureWindowsPath(*parts)),
+} | {
+    f"numpy.{package}.multiarray.{name}": function
+    for package in ("core", "_core")
+    for name, function in (("scalar", _numpy_scalar), ("_reconstruct", _numpy_reconstruct))
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickler that knows the names above and nothing else."""
+
+    def __init__(self, file: Any, load_storage: Callable[[tuple], Any] | None = None) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._load_storage = load_storage
+        # made anew for each file: whatever a pickle does to them ends with it
+        self._known: dict[str, Any] = {
+            "collections.OrderedDict": OrderedDict, "__builtin__.set": set, "builtins.set": set,
+        }  # fmt: skip
+        self._known |= {name: _Function(function) for name, function in FUNCTIONS.items()}
+        self._known |= {
+            f"{module}.{name}": type(name, (Stub,), {"__slots__": (), "origin": f"{module}.{name}"})
+            for module, names in STUB_NAMES.items()
+            for name in names.split()
+        }
+        for name, dtype in DTYPES.items():
+            self._known[f"torch.{name}"] = self._known[f"torch.cuda.{name}"] = dtype
+        self._known |= {f"torch.{str(dtype)[6:]}": str(dtype) for dtype in DTYPES.values()}
+
+    def find_class(self, module: str, name: str) -> Any:
+        # the last dot must be the one between module and name, or `a` + `b.c` would pass for `a.b` + `c`
+        if "." in name or f"{module}.{name}" not in self._known:
+            raise UnsafeCheckpointError(
+                f"refused, because it names `{module}.{name}`. A YOLOv5 detection checkpoint needs no such thing, and "
+                "loading it could run code. Nothing was executed"
+            )
+        return self._known[f"{module}.{name}"]
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._load_storage is None or not isinstance(pid, tuple) or not pid:
+            raise ValueError("a reference to a storage where there is none")
+        return self._load_storage(pid)
+
+
+# Containers -----------------------------------------------------------------------------------------------------------
+
+
+def _read_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("compressed entries, which torch.save does not write")
+        roots = [n[: -len("data.pkl")] for n in names if n.endswith("/data.pkl") and n.count("/") == 1]
+        if len(roots) != 1:
+            raise ValueError("a zip archive without data.pkl")
+        root = roots[0]
+        if f"{root}constants.pkl" in names:
+            raise ValueError("a TorchScript file, not a checkpoint")
+        if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+            raise ValueError("written on a big-endian machine")
+        storages: dict[str, _Storage] = {}
+
+        def load_storage(pid: tuple) -> _Storage:
+            kind, dtype, key, _, numel = pid
+            if kind != "storage" or not isinstance(dtype, torch.dtype):
+                raise ValueError(f"a reference of kind {kind!r}")
+            if key not in storages:
+                storages[key] = _Storage(_from_bytes(archive.read(f"{root}data/{key}"), dtype, numel))
+            if storages[key].data.dtype != dtype:
+                raise ValueError("a storage of two types")
+            return storages[key]
+
+        return _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl")), load_storage).load()
+
+
+def _read_stream(path: Path) -> Any:
+    """The format before PyTorch 1.6: magic number, protocol, system, object, storage keys (pickles), then the bytes."""
+    with path.open("rb") as file:
+        if _Unpickler(file).load() != LEGACY_MAGIC or _Unpickler(file).load() != LEGACY_PROTOCOL:
+            raise ValueError("neither a zip archive nor a torch.save stream")
+        if not _Unpickler(file).load().get("little_endian", True):
+            raise ValueError("written on a big-endian machine")
+        size = path.stat().st_size
+        storages: dict[str, _Storage] = {}
+
+        def load_storage(pid: tuple) -> Any:
+            if pid[0] == "module":  # class, source file, source text: only the class counts
+                return pid[1]
+            kind, dtype, key, _, numel, view = pid
+            if kind != "storage" or not isinstance(dtype, torch.dtype):
+                raise ValueError(f"a reference of kind {kind!r}")
+            if not 0 <= numel * dtype.itemsize <= size:
+                raise ValueError("a storage larger than the file")
+            if key not in storages:
+                storages[key] = _Storage(torch.zeros(numel, dtype=dtype))
+            if view is None:
+                return storages[key]
+            _, offset, length = view
+            return _Storage(storages[key].data[offset : offset + length])
+
+        content = _Unpickler(file, load_storage).load()
+        for key in _Unpickler(file).load():
+            data = storages[key].data
+            (numel,) = struct.unpack("<q", file.read(8))
+            if numel != data.numel():
+                raise ValueError("a storage of another length than its tensors say")
+            data.copy_(_from_bytes(file.read(numel * data.dtype.itemsize), data.dtype, numel))
+        return content
+
+
+def _from_bytes(data: bytes, dtype: torch.dtype, numel: int) -> Tensor:
+    if len(data) != numel * dtype.itemsize:
+        raise ValueError("a storage is cut short")
+    return torch.frombuffer(bytearray(data), dtype=dtype) if numel else torch.empty(0, dtype=dtype)
