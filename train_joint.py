@@ -56,11 +56,18 @@ from utils.evolve import evolve
 from utils.loggers import RunLogger
 from utils.loss import ComputeJointLoss
 from utils.metrics import joint_fitness
-from utils.optim import OPTIMIZERS, EarlyStopping, Schedule, build_optimizer, scaled_weight_decay
+from utils.optim import (
+    OPTIMIZERS,
+    EarlyStopping,
+    Schedule,
+    build_optimizer,
+    choose_optimizer,
+    scaled_weight_decay,
+)
 from utils.paths import ROOT, find_file, increment_path
 from utils.plots import plot_images
 from utils.samplers import image_weights
-from utils.scan import DatasetIndex, check_strict, problem_table, scan_dataset
+from utils.scan import DatasetIndex, check_strict, problem_table, scan_dataset, shared_pictures
 
 LOSSES = ("box", "obj", "cls", "image")
 
@@ -143,7 +150,9 @@ def scan_split(run: Run, split: str, cls_nc: int) -> DatasetIndex | None:
     if not sources:
         return None
     opt = run.opt
-    index = scan_dataset(sources, run.data.nc, cls_nc, single_cls=opt.single_cls, workers=opt.workers, prefix=split)
+    index = scan_dataset(
+        sources, run.data.nc, cls_nc, single_cls=opt.single_cls, prefix=split, verbose=run.world.is_main
+    )
     if index.problems:
         run.say(problem_table(index.problems))
     check_strict(index.problems, opt.strict)
@@ -288,6 +297,8 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
     with main_first(world):
         train_index = scan_split(run, "train", model.cls_nc)
         val_index = scan_split(run, "val", model.cls_nc) if world.is_main else None
+    if val_index is not None and (same := shared_pictures(train_index, val_index)):
+        run.say(f"WARNING: {same} validation pictures are also training pictures, so the metrics flatter the model")
     if train_index is None:
         raise ValueError(f"{data.source}: `train:` is missing, so there is nothing to train on")
     batch_size = opt.batch_size // world.size
@@ -310,6 +321,9 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
     model = model.to(device, memory_format=run.layout)
     if opt.sync_bn and world.distributed and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    opt.optimizer, opt.nbs = choose_optimizer(
+        opt.optimizer, opt.nbs, opt.epochs * len(loader), opt.batch_size, from_scratch=not opt.weights
+    )
     decay = scaled_weight_decay(hyp["weight_decay"], opt.batch_size, opt.nbs)
     optimizer = build_optimizer(model, opt.optimizer, hyp["lr0"], hyp["momentum"], decay)
     schedule = Schedule(hyp, opt.epochs, len(loader), opt.batch_size, opt.cos_lr, opt.nbs)
@@ -340,9 +354,11 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
         elif not opt.noplots:
             plot_labels(train_index, data.names, data.cls_names, run.save_dir)
     last, best = run.weights_dir / "last.pt", run.weights_dir / "best.pt"
+    every = max(round(opt.nbs / opt.batch_size), 1)
     run.say(
-        f"Training epochs {first_epoch} to {opt.epochs - 1}: {len(train_index)} pictures at {opt.imgsz} px, "
-        f"batch {opt.batch_size}, {loader.num_workers} data workers, warm-up {schedule.warmup_batches} batches"
+        f"Training epochs {first_epoch} to {opt.epochs - 1}: {len(train_index)} pictures at {opt.imgsz} px, batch "
+        f"{opt.batch_size}, {opt.optimizer} with a step every {every} batches, warm-up {schedule.warmup_batches}, "
+        f"{loader.num_workers} data workers"
     )
 
     epoch, results, began = first_epoch, None, time.perf_counter()
@@ -486,7 +502,12 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="", help="cpu, 0, 0,1, mps; empty is the best there is")
     add("--multi-scale", action="store_true", help="vary the picture size by ±50 %%")
     add("--single-cls", action="store_true", help="treat all object classes as one")
-    add("--optimizer", choices=OPTIMIZERS, default="SGD")
+    add(
+        "--optimizer",
+        choices=("auto", *OPTIMIZERS),
+        default="auto",
+        help="auto: Muon in short runs from scratch, else SGD",
+    )
     add("--sync-bn", action="store_true", help="synchronised batch norm, with several GPUs")
     add("--workers", type=int, default=8, help="most data-loading processes (per rank)")
     add("--project", default=ROOT / "runs/train", help="folder of the runs")
@@ -504,8 +525,8 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add = new.add_argument
     add("--strict", action="store_true", help="stop if any picture or label row had to be left out")
     add("--fitness-weight", type=float, default=0.5, help="share of the image accuracy in the fitness of a joint model")
-    add("--close-mosaic", type=int, default=0, help="train the last N epochs without mosaic")
-    add("--nbs", type=int, default=64, help="gradients are accumulated to about this many pictures a step")
+    add("--close-mosaic", type=int, default=10, help="train the last N epochs without mosaic")
+    add("--nbs", type=int, default=0, help="accumulate gradients to about so many pictures; 0: 64, one batch with Muon")
     add("--amp", choices=AMP_CHOICES, default="auto", help="auto: float16 on CUDA, bfloat16 on processors that have it")
     add("--memory-format", choices=["auto", "channels_last", "contiguous"], default="auto")
     add("--deterministic", action="store_true", help="ask torch for repeatable kernels on GPUs too (slower)")

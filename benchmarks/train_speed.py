@@ -94,9 +94,9 @@ def detection_copy(source: str, folder: Path, fraction: float, valid: int = 16) 
     The peer's label reader does not know the image-level row, so every contestant reads this copy.
     """
     from utils.config import ensure_data, load_data_config, save_yaml
+    from utils.image_files import image_to_label_path, list_images
     from utils.labels import read_label
     from utils.paths import find_file
-    from utils.scan import image_to_label_path, list_images
 
     data = load_data_config(find_file(source, (ROOT / "data",)))
     ensure_data(data)

@@ -71,8 +71,8 @@ _PLAX = View(
         (Flow("140,600 -260,500", 80, 0.9), Flow("-180,310 80,250", 40, 0.5)),
     ),
     jets=(
-        Jet("AR", "70,430 -220,530", 55, "LV", DIASTOLE, 0.6),
-        Jet("MR", "0,580 250,640", 60, "LA", SYSTOLE, 0.4),
+        Jet("AR", "70,430 -220,530", 80, "LV", DIASTOLE, 0.6),
+        Jet("MR", "0,580 250,640", 85, "LA", SYSTOLE, 0.4),
     ),
 )
 _A4C = View(
@@ -91,8 +91,8 @@ _A4C = View(
         (Flow("140,740 120,340", 90, 0.9), Flow("-140,720 -130,420", 80, 0.7)),
     ),
     jets=(
-        Jet("MR", "135,605 150,830", 60, "LA", SYSTOLE, 0.5),
-        Jet("TR", "-145,580 -130,800", 60, "RA", SYSTOLE, 0.5),
+        Jet("MR", "135,605 150,830", 85, "LA", SYSTOLE, 0.5),
+        Jet("TR", "-145,580 -130,800", 85, "RA", SYSTOLE, 0.5),
     ),
 )
 _PSAX = View(
@@ -115,9 +115,9 @@ _PSAX = View(
         (Flow("-200,600 -150,320", 80, 0.8), Flow("0,730 0,640", 60, 0.4)),
     ),
     jets=(
-        Jet("PR", "172,415 50,270", 55, "RV", DIASTOLE, 0.55),
-        Jet("TR", "-178,450 -210,660", 60, "RA", SYSTOLE, 0.35),
-        Jet("AR", "-35,440 40,480", 50, "AO", DIASTOLE, 0.1),
+        Jet("PR", "172,415 50,270", 80, "RV", DIASTOLE, 0.55),
+        Jet("TR", "-178,450 -210,660", 85, "RA", SYSTOLE, 0.35),
+        Jet("AR", "-35,440 40,480", 70, "AO", DIASTOLE, 0.1),
     ),
 )
 ANATOMY = {"PSAX": _PSAX, "PLAX": _PLAX, "A4C": _A4C}
@@ -298,8 +298,7 @@ class Clip:
         self.phase = main.phase  # in which the valve leaks, or would
         # extent, deviation and peak speed (in Nyquist units) of each jet
         self.leaks = {
-            j.name: (rng.uniform(0.75, 1.15), np.deg2rad(rng.uniform(-22, 22)), rng.uniform(1.3, 2.4))
-            for j in self.jets
+            j.name: (rng.uniform(0.8, 1.2), np.deg2rad(rng.uniform(-22, 22)), rng.uniform(1.3, 2.4)) for j in self.jets
         }
         start, end = self.place(_points(main.path))
         self.sector.aim_colour_box(rng, 0.7 * start + 0.3 * end + rng.uniform(-0.04, 0.04, 2))

@@ -253,7 +253,7 @@ class TransformerLayer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Transformer layers over the pixels of a map, with a learned linear position term: [B, c1, H, W] -> [B, c2, H, W]."""
+    """Transformer layers over the pixels of a map, and a linear position term: [B, c1, H, W] -> [B, c2, H, W]."""
 
     def __init__(self, c1, c2, num_heads, num_layers):
         super().__init__()

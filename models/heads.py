@@ -86,7 +86,9 @@ class Detect(nn.Module):
     def set_strides(self, stride: Tensor) -> None:
         """Sets the strides and turns the anchors of the yaml, in pixels, into grid units."""
         self.stride = stride.to(self.anchors.device).float()
-        if not self.anchors.any():  # the yaml gives a number only: squares of 2, 3, 4 … cells until autoanchor fits them
+        if (
+            not self.anchors.any()
+        ):  # the yaml gives a number only: squares of 2, 3, 4 … cells until autoanchor fits them
             self.anchors += torch.arange(2, self.na + 2).view(1, self.na, 1)
         else:
             self.anchors /= self.stride.view(-1, 1, 1)

@@ -88,7 +88,7 @@ def _torch_layer(name: str) -> type[nn.Module]:
 def _layer_class(name: Any) -> type[nn.Module]:
     if isinstance(name, str) and name.startswith("nn."):
         return _torch_layer(name[3:])
-    if name in LAYERS:
+    if isinstance(name, str) and name in LAYERS:
         return LAYERS[name]
     close = difflib.get_close_matches(str(name), LAYERS, n=1)
     hint = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(LAYERS)} and nn.* of torch"
@@ -129,7 +129,9 @@ def parse_model(content: Mapping, file: str = "model yaml") -> tuple[list[nn.Mod
     Raises:
         ValueError: A row cannot be built; the message names file, row and layer.
     """
-    rows = [(f"{file}, {part} row {k + 1}", row) for part in ("backbone", "head") for k, row in enumerate(content[part])]
+    rows = [
+        (f"{file}, {part} row {k + 1}", row) for part in ("backbone", "head") for k, row in enumerate(content[part])
+    ]
     rows = _without_branch(rows) if content.get("cls_nc") == 0 else rows
     builder = _Builder(content)
     for i, (place, row) in enumerate(rows):
@@ -139,9 +141,7 @@ def parse_model(content: Mapping, file: str = "model yaml") -> tuple[list[nn.Mod
             raise RowError(f"{place} (layer {i}) {row}: {e}") from e
     found = [sum(isinstance(m, kind) for m in builder.layers) for kind in (Detect, BRANCHES)]
     if found[0] != 1 or found[1] > 1:
-        raise RowError(
-            f"{file}: {found[0]} Detect rows and {found[1]} image branches; a model has one Detect and at most one branch"
-        )
+        raise RowError(f"{file}: {found[0]} Detect rows and {found[1]} image branches; 1 and at most 1 are possible")
     if "activation" in content:
         _replace_activation(builder.layers, parse_activation(content["activation"]))
     return builder.layers, sorted(builder.named)
@@ -201,9 +201,9 @@ class _Builder:
         elif kind is common.Concat:
             out = sum(inputs)
         elif kind is common.Contract:
-            out = inputs[0] * (args[0] if args else 2) ** 2
+            out = inputs[0] * (args[0] if args else 2) ** (2 * repeats)
         elif kind is common.Expand:
-            out = inputs[0] // (args[0] if args else 2) ** 2
+            out = inputs[0] // (args[0] if args else 2) ** (2 * repeats)
         elif kind is Detect:
             out, args = None, self._detect_args(args, inputs)
         elif kind in BRANCHES:
@@ -222,7 +222,7 @@ class _Builder:
 
     def _source(self, source: Any) -> int | str:
         i = len(self.layers)
-        if source == IMAGE or source == PREVIOUS:
+        if source in (IMAGE, PREVIOUS):
             return source
         if not isinstance(source, int) or isinstance(source, bool) or not -i <= source < i:
             raise ValueError(f"from {source!r} is no earlier layer (0 to {i - 1}, or -{i} to -1, or `image`)")
@@ -252,7 +252,9 @@ class _Builder:
             return [nc, anchors, inputs]
         lengths = [len(level) for level in anchors]
         if len(lengths) != len(inputs) or len(set(lengths)) != 1 or lengths[0] % 2:
-            raise ValueError(f"{len(inputs)} levels need as many anchor rows of w, h pairs, all of one length: {anchors}")
+            raise ValueError(
+                f"{len(inputs)} levels need as many anchor rows of w, h pairs, all of one length: {anchors}"
+            )
         return [nc, anchors, inputs]
 
     def _branch_args(self, kind: type, args: list, inputs: list[int]) -> list:

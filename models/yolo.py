@@ -240,7 +240,7 @@ class Model(nn.Module):
         }
 
     def info(self, verbose: bool = False, imgsz: int | Sequence[int] = 640) -> str:
-        """The summary as text: a line, a second one on what the branch adds, and with `verbose` a table of the layers."""
+        """The summary as text: a line, one on what the branch adds, and with `verbose` a table of the layers."""
         figures = self.summary(imgsz)
         lines = []
         if verbose:

@@ -62,9 +62,14 @@ def test_addresses(model, rgb, tmp_path):
     assert result.files == ["a.jpg"] and torch.equal(result.xyxy[0], model(rgb, size=128).xyxy[0])
 
 
-def test_grey_and_transparent_pictures(model, rgb):
+def test_grey_transparent_and_turned_pictures(model, rgb):
     rgba = np.concatenate([rgb, rgb[..., :1]], 2)
     assert torch.equal(model(rgba, 128).xyxy[0], model(rgb, 128).xyxy[0])
+    exif = Image.Exif()
+    exif[274] = 6  # turn by 90 degrees
+    turned = Image.fromarray(rgb)
+    turned.getexif().update(exif)
+    assert model(turned, 128).ims[0].shape == (128, 96, 3)
     assert model([rgb[..., 0], Image.fromarray(rgb).convert("L")], 128).ims[0].shape == (96, 128, 3)
 
 

@@ -77,6 +77,14 @@ def test_the_early_stop_changes_nothing(monkeypatch):
     assert len(quick) == 150
 
 
+def test_the_best_boxes_enter(monkeypatch):
+    prediction = random_prediction()
+    scores = (prediction[0, :, 5:] * prediction[0, :, 4:5]).max(1).values.sort(descending=True).values
+    expected = non_max_suppression(prediction, scores[50].item(), 0.6)[0]  # fifty scores are above it
+    monkeypatch.setattr(boxes_module, "MAX_NMS_BOXES", 50)
+    torch.testing.assert_close(non_max_suppression(prediction, 0.001, 0.6)[0], expected)
+
+
 def test_both_thresholds_are_strict():
     two = torch.tensor([[[50.0, 50, 20, 20, 1.0, 0.5], [50, 50, 20, 20, 1.0, 0.25]]])
     assert len(non_max_suppression(two, conf_thres=0.5, iou_thres=0.5)[0]) == 0

@@ -17,6 +17,7 @@ from utils.optim import (
     ModelEMA,
     Schedule,
     build_optimizer,
+    ema_constants,
     lr_factor,
     param_groups,
     scaled_weight_decay,
@@ -117,6 +118,14 @@ def test_ema(lr_golden):
     d = ema.decay_at(1)
     assert ema.model.weight.tolist() == pytest.approx([d * 1 + (1 - d) * 3] * 2)
     assert ema.model.num_batches_tracked == 0  # integers keep their start value
+
+
+def test_ema_window_is_a_twentieth_of_the_run_and_yolov5s_in_long_ones():
+    assert ema_constants(200_000) == pytest.approx((0.9999, 2000))
+    assert ema_constants(1_000_000) == pytest.approx((0.9999, 2000))
+    decay, tau = ema_constants(1000)
+    assert (1 / (1 - decay), tau) == pytest.approx((50, 10))
+    assert ema_constants(3)[0] == 0  # so short a run is not averaged
 
 
 def test_early_stopping(lr_golden):

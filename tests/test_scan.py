@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from utils import scan
+from utils.image_files import image_to_label_path, list_images, verify_image
 from utils.labels import Problem
-from utils.scan import check_strict, image_to_label_path, list_images, problem_table, scan_dataset, shared_pictures
+from utils.scan import check_strict, problem_table, scan_dataset, shared_pictures
 
 BOX = "0 0.5 0.5 0.2 0.3"
 
@@ -213,7 +214,7 @@ def test_rotated_picture_has_the_shape_that_training_decodes(tmp_path):
         exif[274] = orientation
         image.save(file, exif=exif)
         height, width = cv2.imread(str(file)).shape[:2]
-        assert scan.verify_image(str(file)) == (width, height)
+        assert verify_image(str(file)) == (width, height)
 
 
 def test_nothing_usable_is_an_error(tmp_path):
@@ -241,6 +242,17 @@ def test_label_path():
     assert image_to_label_path("/images/x/images/sub/a.png") == os.path.normpath("/images/x/labels/sub/a.txt")
     assert image_to_label_path("/d/pictures/a.jpg") == os.path.normpath("/d/pictures/a.txt")
     assert image_to_label_path("/d/myimages/images.jpg") == os.path.normpath("/d/myimages/images.txt")
+
+
+def test_a_link_that_git_wrote_as_text_is_followed(data, tmp_path):
+    copy = tmp_path / "again"
+    (copy / "labels").mkdir(parents=True)
+    (copy / "labels" / "a.txt").write_text("1 0 0")
+    (copy / "images").write_text("../train/images\n")
+    index = run(copy)
+    assert [Path(f).parent for f in index.im_files] == [data / "images"] * 4
+    assert Path(index.label_files[0]) == copy / "labels" / "a.txt"  # the labels are those beside the link
+    assert index.image_class.tolist() == [0, -1, -1, -1] and not len(index.objects)
 
 
 def test_list_images(tmp_path, monkeypatch):

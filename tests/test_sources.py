@@ -122,6 +122,15 @@ def test_bad_pictures_are_named_and_left_out(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_cut_picture_is_refused_where_opencv_fills_it_with_grey(monkeypatch, suffix):
+    data = cv2.imencode(suffix, picture())[1].tobytes()
+    monkeypatch.setattr(sources.cv2, "imdecode", lambda *args: picture())  # as OpenCV 4 does
+    assert np.array_equal(decode_image(data), picture())
+    with pytest.raises(ValueError, match="cut off"):
+        decode_image(data[:-60])
+
+
 def test_jpeg_without_end_mark_but_with_all_data_is_whole():
     data = cv2.imencode(".jpg", picture())[1].tobytes()
     assert np.array_equal(decode_image(data + b"\0\0"), decode_image(data))

@@ -42,7 +42,7 @@ def letterbox(
         odd padding the larger half goes to the right and the bottom.
     """
     height, width = im.shape[:2]
-    new_height, new_width = (new_shape, new_shape) if isinstance(new_shape, int) else new_shape
+    new_height, new_width = (new_shape, new_shape) if isinstance(new_shape, (int, np.integer)) else new_shape
     gain = min(new_height / height, new_width / width)
     if not scaleup:
         gain = min(gain, 1.0)

@@ -74,17 +74,22 @@ class GradNorm(Balancer):
     Z. Chen, V. Badrinarayanan, C.-Y. Lee, A. Rabinovich, "GradNorm: Gradient Normalization for Adaptive Loss Balancing
     in Deep Multitask Networks", ICML 2018, section 3 and algorithm 1.
 
-    At each measurement the weights move against dL_grad/dw_i = sign(G_i - Ḡ r_i^alpha) g_i (see `gradnorm_gradient`),
-    then they are scaled to sum to T, so that the learning rate of the network keeps its meaning. Where this departs
-    from, or fills in, the paper:
+    With W the weights of the last shared layers, g_i = ||dL_i/dW||_2, G_i = w_i g_i, mean Ḡ, and r_i = L_i / L_i(0) over
+    the mean of these ratios, the weights descend
+
+        L_grad = sum_i | G_i - Ḡ r_i^alpha |,    dL_grad/dw_i = sign(G_i - Ḡ r_i^alpha) g_i
+
+    and are scaled to sum to T, so that the learning rate of the network keeps its meaning. A task that lags (r_i > 1)
+    gains weight. Where this departs from, or fills in, the paper:
 
     * The step is taken in log w: log w_i changes by at most `lr` in the direction of the derivative, so no weight can
       reach 0 or turn negative, and the unit of the losses does not matter. It ends at the kink of L_grad, G_i = target,
       where the derivative changes its sign, so weights settle instead of jumping to and fro (truncated subgradient
       step: Asi and Duchi, SIAM J. Optim. 2019).
     * L_i(0) is the mean of the first `init_steps` optimiser steps in which the task was present, not one noisy batch.
-    * log g_i and log L_i are smoothed over measurements by an exponential mean with factor `smoothing` (corrected for
-      its start): single batches differ so much that the weights would follow their noise. 0 turns it off.
+    * log g_i and log L_i are smoothed over measurements by an exponential mean with a time constant of `smoothing`
+      optimiser steps, corrected for its start: single batches differ so much that the weights would follow their noise
+      (the logarithm, because gradients have spikes). 0 turns it off.
     * A task that is absent from a step (no label, or a loss that is exactly 0) takes no part in that update, and the
       others share their own weight. Where a gradient or loss is not finite, the update is left out and counted.
 
@@ -96,7 +101,7 @@ class GradNorm(Balancer):
         task_weights: initial weights [T], positive; scaled to sum to T.
         shared: W, the weights of the last layers that all tasks share.
         init_steps: optimiser steps over which L_i(0) is taken.
-        smoothing: see above, in [0, 1).
+        smoothing: time constant in optimiser steps, see above.
         freeze_after: number of epochs after which the weights stay; None never.
         floor: smallest weight that can be reached.
 
@@ -132,7 +137,7 @@ class GradNorm(Balancer):
         task_weights: Sequence[float] | None = None,
         shared: Iterable[Tensor] = (),
         init_steps: int = 10,
-        smoothing: float = 0.9,
+        smoothing: float = 30.0,
         freeze_after: int | None = None,
         floor: float = 1e-6,
     ) -> None:
@@ -143,8 +148,8 @@ class GradNorm(Balancer):
             raise ValueError(f"GradNorm's alpha must be 0 or more, not {alpha}")
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"GradNorm's lr must be positive, not {lr}")
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"GradNorm's smoothing must be in [0, 1), not {smoothing}")
+        if not smoothing >= 0:
+            raise ValueError(f"GradNorm's smoothing must be 0 or more optimiser steps, not {smoothing}")
         if init_steps < 1:
             raise ValueError(f"GradNorm's init_steps must be at least 1, not {init_steps}")
         if not 0 <= floor < 1:
@@ -155,7 +160,7 @@ class GradNorm(Balancer):
         total = sum(self._weights)
         self._weights = [w * num_tasks / total for w in self._weights]
         zeros = [0.0] * num_tasks
-        # Exponential means of logarithms as (sum of weighted values, sum of weights); L(0) as (sum over steps, number of steps).
+        # Exponential means of logarithms as (weighted sum, sum of weights); L(0) as (sum over steps, number of steps).
         self._moments = {k: list(zeros) for k in ("norm", "norm_weight", "loss", "loss_weight", "initial", "counted")}
 
     def update(self, losses: Sequence[Tensor], shared: Iterable[Tensor] | None = None) -> Tensor:
@@ -178,7 +183,8 @@ class GradNorm(Balancer):
         self._derived = None
         window = self._open_window()
         if window.due:
-            window.rows = {i: flat_gradient(loss, self.shared) for i, loss in enumerate(losses)}
+            weighted = [loss * w for loss, w in zip(losses, self._weights, strict=True)]
+            window.rows = {i: flat_gradient(loss, self.shared) for i, loss in enumerate(weighted)}
             window.scale = 1.0
         self._collect(losses, 1, None)
         self.step()
@@ -195,9 +201,10 @@ class GradNorm(Balancer):
         m = self._moments
         return [s / n if n else None for s, n in zip(m["initial"], m["counted"], strict=True)]
 
+    def _measures(self) -> bool:
+        return not self.frozen and super()._measures()
+
     def _rebalance(self, measured: Measurement) -> None:
-        if self.frozen:
-            return
         m = self._moments
         for i, (loss, steps) in enumerate(zip(measured.losses, measured.steps, strict=True)):
             if steps > 0 and loss > 0:
@@ -223,14 +230,18 @@ class GradNorm(Balancer):
             moved.append(w * math.exp(-math.copysign(min(self.lr, to_kink), d) if d else 0.0))
         # The tasks of this update keep the sum that they had, so all weights together always sum to T.
         share = sum(weights)
-        scale = share / sum(moved)
+        moved = [w * share / sum(moved) for w in moved]
+        low = sum(w < self.floor for w in moved)
+        if low:
+            above = (share - low * self.floor) / sum(w for w in moved if w >= self.floor)
+            moved = [w * above if w >= self.floor else self.floor for w in moved]
         for i, w in zip(tasks, moved, strict=True):
-            self._weights[i] = w * scale * (1 - self.floor) + share / len(tasks) * self.floor
+            self._weights[i] = w
         self.updates += 1
 
     def _smooth(self, kind: str, i: int, value: float) -> None:
         """Take `value` into the exponential mean of task i."""
-        m, keep = self._moments, self.smoothing
+        m, keep = self._moments, math.exp(-self.interval / self.smoothing) if self.smoothing else 0.0
         m[kind][i] = keep * m[kind][i] + (1 - keep) * math.log(value)
         m[f"{kind}_weight"][i] = keep * m[f"{kind}_weight"][i] + (1 - keep)
 
@@ -282,7 +293,7 @@ def build_balancer(
 
 def add_balancer_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the balancers to a command line."""
-    listing = "\n".join(f"  {name:15} {about}" for name, about in BALANCERS.items())
+    listing = ";\n".join(f"  {name:12} {about}" for name, about in BALANCERS.items())
     group = parser.add_argument_group(
         "balancing the tasks", f"--balancer NAME sets how the losses of both tasks are combined:\n{listing}"
     )

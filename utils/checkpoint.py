@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-import pickle
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -100,15 +100,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} is not there")
+    if not _is_ours(path):
+        return _from_yolov5(path, read_yolov5(path))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError):
-        content = None  # not ours; the reader of YOLOv5's says what is wrong where it is not that either
-    if content is None:
-        return _from_yolov5(path, read_yolov5(path))
+    except Exception as e:  # a damaged file may raise anything
+        read_yolov5(path)  # says what is wrong, such as a name that could run code
+        raise ValueError(f"{path}: a damaged checkpoint ({type(e).__name__}: {e})") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        what = "bare weights without a model yaml" if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path}: holds {what}, not a checkpoint")
+        raise ValueError(f"{path}: no checkpoint")
     if content.get("version", 0) > VERSION:
         raise ValueError(f"{path}: written by a newer version (format {content['version']}, known {VERSION}); update")
     return _from_ours(path, content)
@@ -185,6 +185,16 @@ def _storable(value: Any, key: str) -> Any:
     )
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a file says at its start that it is of our format; it is read with care in either case."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((n for n in archive.namelist() if n.endswith("/data.pkl")), None)
+            return name is not None and FORMAT.encode() in archive.open(name).read(200)
+    except (zipfile.BadZipFile, OSError, NotImplementedError):
+        return False
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -237,7 +247,9 @@ def _from_yolov5(path: Path, content: dict) -> Checkpoint:
     ema = ema[0] if isinstance(ema, (tuple, list)) and ema else ema  # early releases kept (average, updates)
     best = ema if isinstance(ema, Stub) else model
     if not isinstance(best, Stub) or not isinstance(best.state.get("yaml"), dict):
-        raise ValueError(f"{path}: holds no YOLOv5 detection model")
+        bare = any(isinstance(v, Tensor) for v in content.values())
+        what = "bare weights without a model yaml" if bare else "no YOLOv5 detection model"
+        raise ValueError(f"{path}: holds {what}")
     try:
         averaged = _independent(state_dict_of(best))
         weights = averaged if best is model or not isinstance(model, Stub) else _independent(state_dict_of(model))

@@ -56,7 +56,7 @@ class JointDataset(Dataset):
         augment: training pictures; off: letterboxed alone, never enlarged.
         rect: each batch of `batch_size` has the smallest shape that holds its pictures (no mosaic then).
         pad: added to rectangular shapes, in strides.
-        cls_nc: image classes; 0 for plain detection data.
+        cls_nc: image classes; 0 for plain detection data, None for those that the labels were read with.
         cache: None, "ram" or "disk"; the pictures are the same.
         weighted: partners of a mosaic are drawn by the weights set with `set_weights` too.
         quad: `__getitems__` joins four pictures to one of twice the size, or enlarges one of four.
@@ -74,7 +74,7 @@ class JointDataset(Dataset):
         batch_size: int = 16,
         stride: int = 32,
         pad: float = 0.0,
-        cls_nc: int = 0,
+        cls_nc: int | None = None,
         cache: str | None = None,
         seed: int = 0,
         weighted: bool = False,
@@ -88,6 +88,7 @@ class JointDataset(Dataset):
             raise ValueError("augment needs hyp, the augmentation strengths")
         if quad and rect:
             raise ValueError("quad joins pictures of one shape: it cannot be combined with rectangular batches")
+        cls_nc = index.cls_nc if cls_nc is None else cls_nc
         highest = int(index.image_class.max())
         if cls_nc and highest >= cls_nc:
             raise ValueError(f"{prefix}: image class {highest} in the labels, but cls_nc is {cls_nc}")
@@ -183,7 +184,7 @@ class JointDataset(Dataset):
         shape = self.imgsz if self.batch_shapes is None else tuple(self.batch_shapes[i // self.batch_size].tolist())
         im, ratio, pad = letterbox(im, shape, auto=False, scaleup=self.augment)
         width0, height0 = self.index.shapes[i].tolist()
-        shapes = ((height0, width0), ((height / height0, width / width0), pad))
+        shapes = ((height0, width0), ((ratio[1] * height / height0, ratio[0] * width / width0), pad))
         # Odd paddings: validation counts half a pixel as YOLOv5 does, training takes where the pixels lie.
         x, y = (round(p - 0.1) for p in pad) if self.augment else pad
         labels, segments = self._objects(i, ratio[0] * width, ratio[1] * height, x, y)
@@ -328,7 +329,7 @@ def create_dataloader(
     rect: bool = False,
     pad: float = 0.0,
     cache: str | None = None,
-    cls_nc: int = 0,
+    cls_nc: int | None = None,
     workers: int = 8,
     rank: int = -1,
     world_size: int = 1,
@@ -356,7 +357,8 @@ def create_dataloader(
     See `JointDataset` for the others. A batch is what `collate` returns.
     """
     batch_size = min(batch_size, len(index)) if len(index) else batch_size
-    workers = max(min(workers, _cpu_count() // max(world_size, 1), -(-len(index) // batch_size)), min(workers, 1))
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", max(world_size, 1)))  # processes on this machine; set by torchrun
+    workers = max(min(workers, _cpu_count() // sharing, -(-len(index) // batch_size)), min(workers, 1))
     method = context or torch.multiprocessing.get_start_method(allow_none=True) or _default_start_method()
     dataset = JointDataset(
         index,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from utils.devices import World, autocast
-from utils.optim import ModelEMA, Schedule, Step
+from utils.optim import ModelEMA, Schedule, Step, ema_constants
 
 
 class Balancer(Protocol):
@@ -66,7 +66,7 @@ class Engine:
         self.device, self.amp_dtype, self.max_norm = device, amp_dtype, max_norm
         self.world = world or World()
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
-        self.ema = ModelEMA(model) if ema else None
+        self.ema = ModelEMA(model, *ema_constants(schedule.steps)) if ema else None
         self._params = [p for p in model.parameters() if p.requires_grad]
         self._pending = 0  # batches whose gradients wait for a step
         self._plan: Step | None = None

@@ -21,7 +21,7 @@ REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.
 MEMORY_MARGIN = 1.5  # a cache is made only if this multiple of its size is free
 
 
-def read_image(path: str, divisor: int = 1) -> tuple[np.ndarray, int]:
+def read_picture(path: str, divisor: int = 1) -> tuple[np.ndarray, int]:
     """Decodes a picture with its EXIF rotation applied.
 
     Args:
@@ -71,7 +71,7 @@ def load_resized(path: str, shape_wh: np.ndarray, imgsz: int, fast: bool) -> np.
     """
     width, height = int(shape_wh[0]), int(shape_wh[1])
     divisor = max((d for d in REDUCED if max(width, height) >= d * imgsz), default=1) if fast else 1
-    im, divisor = read_image(path, divisor)
+    im, divisor = read_picture(path, divisor)
     if (math.ceil(height / divisor), math.ceil(width / divisor)) != im.shape[:2]:
         raise ValueError(
             f"the picture {path} is not {width}x{height} px any more, as when it was scanned: start the run again"

@@ -150,8 +150,9 @@ def match_predictions(detections: Tensor, labels: Tensor, iouv: np.ndarray = IOU
     overlap = iou.max(0)
     for level, threshold in enumerate(iouv):
         valid = (overlap >= threshold).nonzero()[0]
-        _, first = np.unique(claimed[valid], return_index=True)
-        correct[valid[first], level] = True
+        if len(valid):
+            _, first = np.unique(claimed[valid], return_index=True)
+            correct[valid[first], level] = True
     return correct
 
 

@@ -10,8 +10,24 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from utils.muon import Muon
+
 NOMINAL_BATCH = 64  # gradients are accumulated to about this many pictures before a step
-OPTIMIZERS = ("SGD", "Adam", "AdamW")
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "Muon")
+SHORT_RUN = 10_000  # batches
+
+
+def choose_optimizer(
+    name: str, nominal_batch: int, batches: int, batch_size: int, from_scratch: bool
+) -> tuple[str, int]:
+    """Optimiser and nominal batch where they are left to the program (`auto`, 0).
+
+    A run from scratch of fewer than 10,000 batches gets Muon without accumulation: such a run ends long before SGD has
+    converged (docs/training.md has the measurements). Longer runs and fine-tuning get YOLOv5's SGD and 64 pictures.
+    """
+    if name == "auto":
+        name = "Muon" if from_scratch and batches < SHORT_RUN else "SGD"
+    return name, nominal_batch or (batch_size if name == "Muon" else NOMINAL_BATCH)
 
 
 def scaled_weight_decay(weight_decay: float, batch_size: int, nominal_batch: int = NOMINAL_BATCH) -> float:
@@ -41,7 +57,8 @@ def build_optimizer(
     """Optimiser with the three groups of `param_groups`, in that order.
 
     Args:
-        name: `SGD` (Nesterov), `Adam` (decay is part of the gradient) or `AdamW` (decay is decoupled from it).
+        name: `SGD` (Nesterov), `Adam` (decay is part of the gradient), `AdamW` (decay is decoupled from it), or `Muon`:
+            orthogonal steps for weights that a norm follows, in a fourth group, and SGD for the others.
         momentum: SGD's momentum, or β₁ of Adam and AdamW (β₂ is 0.999).
 
     Raises:
@@ -52,10 +69,19 @@ def build_optimizer(
         optimizer = torch.optim.SGD(biases, lr=lr, momentum=momentum, nesterov=True)
     elif name in ("Adam", "AdamW"):
         optimizer = getattr(torch.optim, name)(biases, lr=lr, betas=(momentum, 0.999), weight_decay=0.0)
+    elif name == "Muon":
+        optimizer = Muon(biases, lr=lr, momentum=momentum)
+        # a layer without a bias is one that a norm follows; the others give the network's answers
+        hidden = {id(m.weight) for m in model.modules() if getattr(m, "bias", 0) is None and m.weight.ndim > 1}
+        answers = [p for p in weights if id(p) not in hidden]
+        weights = [p for p in weights if id(p) in hidden]
     else:
         raise ValueError(f"--optimizer {name}: choose one of {', '.join(OPTIMIZERS)}")
     optimizer.add_param_group({"params": weights, "weight_decay": weight_decay})
     optimizer.add_param_group({"params": norm_weights, "weight_decay": 0.0})
+    if name == "Muon":
+        optimizer.param_groups[1]["orthogonal"] = True
+        optimizer.add_param_group({"params": answers, "weight_decay": weight_decay})
     return optimizer
 
 
@@ -119,16 +145,33 @@ class Schedule:
         accumulate = max(1, round(1 + (self.full_accumulate - 1) * t))
         return Step((bias_lr, lr * t, lr * t), start + (momentum - start) * t, accumulate)
 
+    @property
+    def steps(self) -> int:
+        """About how many optimiser steps the run takes."""
+        return round(self.epochs * self.batches / max(round(self.full_accumulate), 1))
+
     def apply(self, optimizer: torch.optim.Optimizer, batch: int) -> Step:
         """Set the optimiser for batch number `batch` (momentum, or β₁ for Adam and AdamW) and return the plan."""
         step = self.at(batch)
-        for group, lr in zip(optimizer.param_groups, step.lr, strict=True):
+        lrs = step.lr + step.lr[1:2] * (len(optimizer.param_groups) - 3)  # further groups are weights
+        for group, lr in zip(optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr
             if "momentum" in group:
                 group["momentum"] = step.momentum
             else:
                 group["betas"] = (step.momentum, group["betas"][1])
         return step
+
+
+def ema_constants(updates: int) -> tuple[float, float]:
+    """Decay and tau of the weight average for a run of so many optimiser steps.
+
+    YOLOv5 averages over about the last 10,000 steps (decay 0.9999, tau 2000), which suits runs of 200,000 steps and
+    more. In a shorter run its average never leaves the ramp and is hardly one; here both constants shrink with the
+    run, so that the window is 5 % of it.
+    """
+    window = min(max(0.05 * updates, 1.0), 10_000.0)
+    return 1 - 1 / window, 0.2 * window
 
 
 class ModelEMA:

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from utils.scan import IMG_FORMATS
+from utils.image_files import IMG_FORMATS
 
 IMAGE_SUFFIXES = frozenset(IMG_FORMATS)
 VIDEO_SUFFIXES = frozenset(["asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv"])

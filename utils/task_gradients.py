@@ -79,7 +79,7 @@ class _Window:
     derived: int | None  # the task whose gradient is left to the subtraction
     before: Tensor | None = None  # W.grad before the first micro-batch
     total: Tensor | None = None  # change of W.grad since then
-    rows: dict[int, Tensor] = field(default_factory=dict)  # task -> gradient, times scale and batch size
+    rows: dict[int, Tensor] = field(default_factory=dict)  # task -> gradient, times weight, scale and batch size
     scale: Tensor | float = 0.0  # sum of (loss scale * batch size)
     losses: Tensor | None = None  # [2,T]: sum of loss * pictures, sum of pictures, over batches that have the task
 
@@ -169,7 +169,8 @@ class Balancer:
                 window.before = flatten([p.grad for p in self.shared], self.shared)
             for i, loss in enumerate(losses):
                 if i != window.derived:
-                    row = flat_gradient(loss * scale, self.shared)
+                    # Weighted, as in the main pass: float16 then overflows here only where it does there.
+                    row = flat_gradient(loss * (self._weights[i] * scale), self.shared)
                     window.rows[i] = window.rows[i] + row if i in window.rows else row
             window.scale = window.scale + scale
         self._collect(losses, batch_size, present)
@@ -295,8 +296,7 @@ class Balancer:
     @torch.no_grad()
     def _measure(self, window: _Window) -> Measurement | None:
         """Close a measurement: one exchange between processes, one read from the device. None if not finite."""
-        order = sorted(window.rows)
-        rows = [window.rows[i] for i in order]
+        rows = [window.rows[i] for i in sorted(window.rows)]
         if window.derived is not None:
             rows.append(window.total)
         scale = torch.as_tensor(window.scale, dtype=torch.float32, device=rows[0].device).reshape(1)
@@ -307,12 +307,11 @@ class Balancer:
             packed = all_reduce_sum(torch.cat((*rows, scale))) / dist.get_world_size()
             *rows, scale = packed.split([len(rows[0])] * len(rows) + [1])
             sums = all_reduce_sum(sums)
+            sums[2] /= dist.get_world_size()
         if window.derived is not None:
             total = rows.pop()
-            others = sum(self._weights[i] * row for i, row in zip(order, rows, strict=True))
-            rows.insert(window.derived, (total - others) / self._weights[window.derived])
-        norms, cosines = gram(torch.stack(rows) / scale)
-        t = self.num_tasks
+            rows.insert(window.derived, total - sum(rows))
+        norms, cosines = gram(torch.stack(rows) / (scale * scale.new_tensor(self._weights)[:, None]))
         # The one place where the host waits for the device.
         numbers = iter(torch.cat((norms, cosines.reshape(-1), sums.reshape(-1).to(norms))).tolist())
         t = self.num_tasks

@@ -243,11 +243,11 @@ class Aggregated(Balancer):
         return common, single
 
     def _note(self, window, grads: list[list[Tensor | None]], scale: Tensor) -> None:
-        """Keep the gradients at W for the record, without the factors."""
+        """Keep the gradients at W for the record."""
         where = {id(p): k for k, p in enumerate(self.params)}
         for i, row in enumerate(grads):
             parts = [row[where[id(p)]] if id(p) in where else None for p in self.shared]
-            flat = flatten(parts, self.shared) / self._weights[i]
+            flat = flatten(parts, self.shared)
             window.rows[i] = window.rows[i] + flat if i in window.rows else flat
         window.scale = window.scale + scale
 

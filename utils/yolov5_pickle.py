@@ -154,7 +154,7 @@ def plain(value: Any, _depth: int = 0) -> Any:
     return f"<{value.origin}>" if isinstance(value, Stub) else str(value)
 
 
-# What a pickle may call ------------------------------------------------------------------------------------------------
+# What a pickle may call --------------------------------------------------------------------------------------------
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:

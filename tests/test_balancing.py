@@ -1,0 +1,663 @@
+"""Task balancing: GradNorm's mathematics and robustness, the training protocol, torchjd's balancers."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import doctest
+import math
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import utils.balancing
+from models.yolo import Model
+from utils.balancing import (
+    BALANCERS,
+    Fixed,
+    GradNorm,
+    add_balancer_arguments,
+    build_balancer,
+    build_balancer_from_args,
+    gradnorm_gradient,
+)
+from utils.loss import ComputeJointLoss
+from utils.task_gradients import Measurement, gram
+
+
+class TwoTasks(nn.Module):
+    """A trunk and two heads; the last layer of the trunk is W."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.trunk = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8))
+        self.heads = nn.ModuleList([nn.Linear(8, 1), nn.Linear(8, 1)])
+        self.register_buffer("x", torch.randn(64, 4))
+        self.register_buffer("y", torch.stack((self.x.sum(1), 3 * self.x[:, 0].sin()), 1))
+
+    @property
+    def shared(self) -> list[nn.Parameter]:
+        return [self.trunk[2].weight]
+
+    def losses(self, rows: slice = slice(None)) -> list[Tensor]:
+        return self(self.x[rows], self.y[rows])
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        features = self.trunk(x).tanh()
+        return [(head(features)[:, 0] - y[:, i]).square().mean() for i, head in enumerate(self.heads)]
+
+
+def train(
+    model: TwoTasks, balancer, steps: int, start: int = 0, micro: int = 1, scaler=None, edit=None
+) -> list[Tensor]:
+    """Plain SGD through the protocol; `edit(step, losses)` may change the losses. Returns the weights per step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    history = []
+    for k in range(start, steps):
+        torch.manual_seed(k)
+        for part in range(micro):
+            n = 64 // micro
+            losses = model.losses(slice(part * n, part * n + n))
+            losses = edit(k, losses) if edit else losses
+            balancer.backward(losses, batch_size=n, scaler=scaler)
+        for p in model.parameters():
+            p.grad /= 64
+        stepped = True
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+            before = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            stepped = scaler.get_scale() >= before
+        else:
+            optimizer.step()
+        balancer.step(stepped)
+        optimizer.zero_grad()
+        history.append(balancer.weights)
+    return history
+
+
+def measured(norms, losses, present=None, cosine=0.0) -> Measurement:
+    t = len(norms)
+    present = present or [True] * t
+    return Measurement(list(norms), [[cosine] * t] * t, list(losses), [float(p) for p in present], present)
+
+
+# ---- the mathematics ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_closed_form_is_the_double_backward_derivative(alpha, seed):
+    torch.manual_seed(seed)
+    shared = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.randn(3, 6, 5, dtype=torch.float64)
+    losses = [((i + 1) * (x @ shared.T).tanh() - y[i]).square().mean() for i in range(3)]
+    ratios = torch.rand(3, dtype=torch.float64) + 0.5
+    weights = (torch.rand(3, dtype=torch.float64) + 0.2).requires_grad_()
+
+    # As the paper has it: norms of the gradients of w_i L_i with a graph, targets constant.
+    grads = [
+        torch.autograd.grad(w * loss, shared, create_graph=True)[0] for w, loss in zip(weights, losses, strict=True)
+    ]
+    norms = torch.stack([g.norm() for g in grads])
+    targets = norms.mean().detach() * (ratios / ratios.mean()) ** alpha
+    want = torch.autograd.grad((norms - targets).abs().sum(), weights)[0]
+
+    plain = [torch.autograd.grad(loss, shared, retain_graph=True)[0].norm().item() for loss in losses]
+    got, got_targets = gradnorm_gradient(weights.tolist(), plain, ratios.tolist(), alpha)
+    torch.testing.assert_close(torch.tensor(got, dtype=torch.float64), want, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(torch.tensor(got_targets, dtype=torch.float64), targets, rtol=1e-6, atol=1e-12)
+
+
+positive = st.floats(1e-6, 1e6)
+
+
+@given(
+    tasks=st.integers(2, 5),
+    data=st.data(),
+    alpha=st.floats(0, 3),
+    lr=st.floats(0.01, 2),
+    smoothing=st.sampled_from([0.0, 5.0, 100.0]),
+    rescale=st.sampled_from([1e-4, 1.0, 1e4]),
+)
+@settings(max_examples=20, deadline=None)
+def test_weights_stay_positive_and_sum_to_the_number_of_tasks(tasks, data, alpha, lr, smoothing, rescale):
+    vectors = st.lists(positive, min_size=tasks, max_size=tasks)
+    rounds = data.draw(st.lists(st.tuples(vectors, vectors), min_size=1, max_size=8))
+    start = data.draw(st.lists(st.floats(1e-3, 1e3), min_size=tasks, max_size=tasks))
+    balancer = GradNorm(tasks, alpha, lr, interval=1, task_weights=start, smoothing=smoothing)
+    for step in range(1000):
+        norms, losses = rounds[step % len(rounds)]
+        if step >= 500:  # the unit of the first loss changes
+            norms, losses = ([v[0] * rescale, *v[1:]] for v in (norms, losses))
+        before = balancer._weights
+        balancer._rebalance(measured(norms, losses))
+        assert min(balancer._weights) > 0
+        assert math.isclose(sum(balancer._weights), tasks, rel_tol=1e-9)
+        assert before is not balancer.weights
+    assert balancer.updates == 1000
+    assert balancer.weights.sum().item() == pytest.approx(tasks, rel=1e-6)
+    assert (balancer.weights > 0).all()
+
+
+def test_gradient_norms_become_equal_where_alpha_is_zero():
+    balancer = GradNorm(3, alpha=0, interval=1, smoothing=0)
+    for _ in range(60):
+        balancer._rebalance(measured([1.0, 10.0, 0.1], [1.0, 1.0, 1.0]))
+    weighted = balancer.weights * torch.tensor([1.0, 10.0, 0.1])
+    torch.testing.assert_close(weighted, weighted.mean().expand(3), rtol=1e-4, atol=0)
+
+
+def test_the_unit_of_a_loss_does_not_matter():
+    """A loss 10,000 times larger gets a weight 10,000 times smaller, relative to the other."""
+    ratios = []
+    for unit in (1e-4, 1.0, 1e4):
+        balancer = GradNorm(2, interval=1, smoothing=0)
+        for _ in range(200):
+            balancer._rebalance(measured([0.5 * unit, 2.0], [3.0 * unit, 1.0]))
+        ratios.append(float(balancer._weights[0] / balancer._weights[1]) * unit)
+    assert ratios == pytest.approx([4.0] * 3, rel=1e-2)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.5])
+def test_a_task_that_stalls_gains_weight(alpha):
+    """The sign of the restoring force: with equal gradients the task that lags behind gets the larger weight."""
+    balancer = GradNorm(2, alpha, interval=1, init_steps=1, smoothing=0)
+    for step in range(40):
+        balancer._rebalance(measured([1.0, 1.0], [1.0, max(0.95**step, 0.3)]))
+    stalled, falling = balancer._weights
+    # At rest G_i is proportional to r_i^alpha.
+    assert stalled / falling == pytest.approx((1 / 0.3) ** alpha, rel=0.02)
+
+    neutral = GradNorm(2, 0.0, interval=1)
+    neutral._rebalance(measured([1.0, 1.0], [1.0, 0.3]))
+    assert neutral._weights == pytest.approx([1.0, 1.0])
+
+
+def test_a_step_is_bounded_and_ends_at_the_target():
+    balancer = GradNorm(2, alpha=0, lr=0.1, interval=1, smoothing=0)
+    balancer._rebalance(measured([100.0, 1.0], [1.0, 1.0]))
+    assert balancer._weights[0] / balancer._weights[1] == pytest.approx(math.exp(-0.2), rel=1e-5)
+    balancer = GradNorm(2, alpha=0, lr=10, interval=1, smoothing=0)
+    balancer._rebalance(measured([1.1, 1.0], [1.0, 1.0]))
+    assert balancer._weights[0] * 1.1 == pytest.approx(balancer._weights[1], rel=1e-5)
+
+
+def test_initial_loss_is_the_mean_of_the_first_steps():
+    balancer = GradNorm(2, interval=1, init_steps=4, shared=[nn.Parameter(torch.ones(1))])
+    for value in (4.0, 2.0, 1.0, 1.0, 50.0):
+        balancer._rebalance(measured([1.0, 1.0], [value, 1.0]))
+    assert balancer.initial_losses == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_gram_at_any_scale(scale):
+    rows = torch.tensor([[3.0, 4.0], [-4.0, 3.0], [0.0, 0.0]])
+    norms, cosines = gram(rows * scale)
+    torch.testing.assert_close(norms / scale, torch.tensor([5.0, 5.0, 0.0]))
+    torch.testing.assert_close(cosines, torch.diag(torch.tensor([1.0, 1.0, 0.0])), atol=1e-6, rtol=0)
+
+
+# ---- measuring in the training loop ---------------------------------------------------------------------------------
+
+
+def exact(model: TwoTasks) -> tuple[list[float], float]:
+    one, two = (torch.autograd.grad(loss, model.shared, retain_graph=True)[0].flatten() for loss in model.losses())
+    return [one.norm().item(), two.norm().item()], torch.cosine_similarity(one, two, 0).item()
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.01), (0.01, 1.0)])
+def test_measured_gradients_are_those_of_the_unweighted_losses(weights, micro):
+    """Also where one of them comes by subtraction (from the second step on), and from four micro-batches."""
+    model = TwoTasks()
+    balancer = Fixed(2, model.shared, interval=1, task_weights=weights)
+    for step in range(3):
+        norms, cosine = exact(model)
+        train(model, balancer, 1, micro=micro)
+        stats = balancer.stats()
+        assert stats["measured"] == 1
+        assert stats["grad_norms"] == pytest.approx(norms, rel=1e-3), step
+        assert stats["cosine"] == pytest.approx(cosine, abs=1e-3)
+        assert stats["conflict_share"] == (cosine < 0)
+    assert balancer.stats()["grad_norms"] is None
+
+
+def test_the_network_gets_the_gradient_of_the_weighted_sum_and_nothing_else():
+    model, balancer = TwoTasks(), None
+    balancer = GradNorm(2, shared=model.shared, interval=1, task_weights=(1.5, 0.5))
+    balancer.backward(model.losses(), batch_size=3)
+    got = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    losses = model.losses()
+    (3 * (1.5 * losses[0] + 0.5 * losses[1])).backward()
+    for g, p in zip(got, model.parameters(), strict=True):
+        torch.testing.assert_close(g, p.grad)
+
+
+def test_micro_batches_give_the_weights_of_one_batch():
+    runs = []
+    for micro in (1, 4):
+        model = TwoTasks()
+        runs.append(train(model, GradNorm(2, shared=model.shared, interval=1), 12, micro=micro))
+    torch.testing.assert_close(torch.stack(runs[0]), torch.stack(runs[1]), rtol=1e-4, atol=0)
+
+
+def test_update_alone_gives_the_weights_of_the_training_protocol():
+    model, other = TwoTasks(), TwoTasks()
+    want = train(model, GradNorm(2, shared=model.shared, interval=2), 9)
+    alone, got = GradNorm(2, interval=2), []
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.01)
+    for _ in range(9):
+        losses = other.losses()
+        weights = alone.weights
+        got.append(alone.update(losses, other.shared))
+        optimizer.zero_grad()
+        # `update` comes before the backward pass; the training protocol applies new weights from the next step on.
+        sum(w * loss for w, loss in zip(weights, losses, strict=True)).backward()
+        optimizer.step()
+    torch.testing.assert_close(torch.stack(got), torch.stack(want), rtol=1e-4, atol=0)
+
+
+def test_interval_counts_optimiser_steps():
+    model = TwoTasks()
+    balancer = GradNorm(2, shared=model.shared, interval=5)
+    history = train(model, balancer, 11, micro=2)
+    changes = [k for k in range(1, 11) if not torch.equal(history[k], history[k - 1])]
+    assert changes == [5, 10] and balancer.updates == 3
+    assert balancer._moments["counted"] == [11, 11]  # losses count between measurements too
+
+
+def test_float16_scaling_does_not_change_the_weights():
+    plain, scaled = TwoTasks(), TwoTasks()
+    want = train(plain, GradNorm(2, shared=plain.shared, interval=1), 8)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    got = train(scaled, GradNorm(2, shared=scaled.shared, interval=1), 8, scaler=scaler)
+    torch.testing.assert_close(torch.stack(got), torch.stack(want), rtol=1e-3, atol=0)
+
+
+def test_an_overflow_skips_the_update():
+    model = TwoTasks()
+    balancer = GradNorm(2, shared=model.shared, interval=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    train(model, balancer, 5, scaler=scaler)
+    weights, updates = balancer.weights, balancer.updates
+    state = copy.deepcopy(balancer.state_dict())
+    train(model, balancer, 1, scaler=scaler, edit=lambda k, losses: [losses[0] * 1e38, losses[1]])
+    assert torch.equal(balancer.weights, weights) and balancer.updates == updates
+    assert balancer.skipped == 1 and balancer.stats()["skipped"] == 1
+    assert balancer.state_dict()["moments"] == state["moments"]
+    train(model, balancer, 1, scaler=scaler)
+    assert balancer.updates == updates + 1
+
+
+def test_bfloat16_autocast():
+    model = TwoTasks()
+    balancer = Fixed(2, model.shared, interval=1)
+    norms, _ = exact(model)
+    for _ in range(2):  # measured directly, then with a subtraction
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model.losses()
+        balancer.backward(losses)
+        balancer.step()
+        model.zero_grad()
+        assert balancer.stats()["grad_norms"] == pytest.approx(norms, rel=0.05)
+
+
+# ---- what goes wrong in real batches --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_a_loss_of_zero_or_not_finite_changes_nothing(value):
+    model, other = TwoTasks(), TwoTasks()
+    balancer, twin = (GradNorm(2, shared=m.shared, interval=1) for m in (model, other))
+    train(model, balancer, 6)
+    train(other, twin, 6)
+    losses = model.losses()
+    balancer.backward([losses[0], losses[1] * value])
+    model.zero_grad()
+    balancer.step()
+    assert torch.equal(balancer.weights, twin.weights)
+    assert balancer.initial_losses[1] == twin.initial_losses[1]
+    balancer._moments = copy.deepcopy(twin._moments)
+    balancer.steps = twin.steps
+    for a, b in zip(train(model, balancer, 4), train(other, twin, 4), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_absent_task_from_the_very_start():
+    model = TwoTasks()
+    balancer = GradNorm(2, shared=model.shared, interval=1, init_steps=2)
+    train(model, balancer, 3, edit=lambda k, losses: [losses[0], losses[1] * 0])
+    assert balancer.initial_losses[1] is None and balancer.updates == 0
+    train(model, balancer, 3)
+    assert balancer.updates == 3
+    assert balancer.initial_losses[1] == pytest.approx(sum(x.item() for x in model.losses()[1:]), rel=0.3)
+
+
+def test_the_caller_can_mark_a_task_as_absent():
+    model = TwoTasks()
+    balancer = GradNorm(2, shared=model.shared, interval=1)
+    balancer.backward(model.losses(), present=(False, True))
+    balancer.step()
+    assert balancer.initial_losses[0] is None and balancer.updates == 0
+    assert balancer.stats()["cosine"] is None
+
+
+def test_with_three_tasks_the_present_ones_share_their_weight():
+    balancer = GradNorm(3, interval=1, smoothing=0)
+    balancer._rebalance(measured([1.0, 5.0, 2.0], [1.0, 1.0, 1.0], present=[True, True, False]))
+    assert balancer._weights[2] == 1.0
+    assert balancer._weights[0] > 1 > balancer._weights[1]
+    assert sum(balancer._weights) == pytest.approx(3)
+
+
+def test_a_frozen_layer_is_left_out_of_w():
+    model = TwoTasks()
+    model.trunk[2].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="fixed"):
+        build_balancer("gradnorm", 2, model.shared)
+    balancer = GradNorm(2, shared=[*model.shared, model.trunk[0].weight], interval=1)
+    assert len(balancer.shared) == 1
+
+
+def test_weights_stay_after_freeze():
+    model = TwoTasks()
+    balancer = GradNorm(2, shared=model.shared, interval=1, freeze_after=1)
+    train(model, balancer, 3)
+    balancer.end_epoch()
+    weights = balancer.weights
+    assert balancer.frozen and not torch.equal(weights, torch.ones(2))
+    train(model, balancer, 3)
+    assert torch.equal(balancer.weights, weights) and balancer.updates == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alpha": -1}, {"alpha": math.nan}, {"lr": 0}, {"interval": 0}, {"smoothing": -1}, {"init_steps": 0},
+        {"task_weights": (1, 0)}, {"task_weights": (1, -1)}, {"task_weights": (1, 1, 1)}, {"floor": 1}, {"nonsense": 1},
+    ],
+)  # fmt: skip
+def test_bad_options_are_named(options):
+    key = next(iter(options)).replace("_", ".")
+    with pytest.raises(ValueError, match=key):
+        build_balancer("gradnorm", 2, TwoTasks().shared, **options)
+
+
+def test_wrong_number_of_losses():
+    with pytest.raises(ValueError, match="3 losses.*2 tasks"):
+        Fixed(2).combine(torch.ones(3))
+
+
+# ---- the early users' check -----------------------------------------------------------------------------------------
+
+TINY = {
+    "nc": 4,
+    "cls_nc": 3,
+    "depth_multiple": 1.0,
+    "width_multiple": 1.0,
+    "anchors": [[10, 10, 16, 24, 24, 16], [24, 24, 32, 20, 30, 40]],
+    "backbone": [
+        [-1, 1, "Conv", [8, 3, 2]],
+        [-1, 1, "Conv", [16, 3, 2]],
+        [-1, 1, "Conv", [32, 3, 2]],
+        [-1, 1, "C3", [32]],
+        [-1, 1, "Conv", [32, 3, 2]],
+    ],
+    "head": [[-1, 1, "C3", [32]], [[3, 5], 1, "Detect", ["nc", "anchors"]], [[3, 5], 1, "ImageHead", ["cls_nc"]]],
+}
+# YOLOv5's gains times 8: on pictures this small they leave the detection task with the larger gradient.
+TINY_HYP = {"box": 0.4, "obj": 8.0, "cls": 4.0, "anchor_t": 4.0}
+
+
+def picture_batch(generator: torch.Generator, n: int = 8, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    """Grey pictures, the shade being their image class, with one coloured rectangle each, the colour its class."""
+    view = torch.randint(0, 3, (n,), generator=generator)
+    images = torch.rand(n, 3, size, size, generator=generator) * 0.2 + view.view(-1, 1, 1, 1) * 0.15
+    targets = torch.zeros(n, 6)
+    for i in range(n):
+        cls = int(torch.randint(0, 4, (1,), generator=generator))
+        w, h = torch.randint(16, 33, (2,), generator=generator).tolist()
+        x, y = (int(torch.randint(0, size - s + 1, (1,), generator=generator)) for s in (w, h))
+        images[i, cls % 3, y : y + h, x : x + w] = 0.5 if cls == 3 else 1.0
+        targets[i] = torch.tensor([i, cls, (x + w / 2) / size, (y + h / 2) / size, w / size, h / size])
+    return images, targets, nn.functional.one_hot(view, 3).float()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_early_users_check(seed):
+    """4 classes, batch 8, 5 epochs of 10 batches, weights (1.0, 0.01) at first."""
+    torch.manual_seed(seed)
+    model = Model(copy.deepcopy(TINY)).train()
+    model.hyp = TINY_HYP
+    balancer = GradNorm(2, alpha=1.5, interval=1, task_weights=(1.0, 0.01), shared=model.shared_parameters())
+    criterion = ComputeJointLoss(model, balancer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9, nesterov=True)
+    generator = torch.Generator().manual_seed(seed)
+    weights, losses = [balancer.weights], []
+    for _ in range(50):
+        images, targets, image_targets = picture_batch(generator)
+        _, parts = criterion(model(images), targets, image_targets)
+        balancer.backward(parts.tasks, batch_size=8, present=parts.present)
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        balancer.step()
+        optimizer.zero_grad()
+        weights.append(balancer.weights)
+        losses.append([x.item() for x in parts.tasks])
+    weights, losses = torch.stack(weights), torch.tensor(losses)
+    assert (weights[-1] - weights[0]).abs().max() > 0.5
+    assert (weights[21:] - weights[20:-1]).abs().max() < 0.05
+    assert weights.min() > 0.01
+    assert (losses[-10:].mean(0) < losses[:10].mean(0)).all()
+
+
+# ---- resume ---------------------------------------------------------------------------------------------------------
+
+
+def build(name: str, model: TwoTasks, **options):
+    try:
+        return build_balancer(name, 2, model.shared, model.parameters(), **options)
+    except ValueError as error:
+        if "pip install" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def drop_a_task(step: int, losses: list[Tensor]) -> list[Tensor]:
+    return [losses[0], losses[1] * 0] if step % 7 == 3 else losses
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+def test_every_balancer_trains_and_resumes_where_it_was_cut(name, tmp_path):
+    whole, cut, later = TwoTasks(), TwoTasks(), TwoTasks()
+    balancers = [build(name, m, interval=3) for m in (whole, cut, later)]
+    start = [x.item() for x in whole.losses()]
+    train(whole, balancers[0], 10, edit=drop_a_task, micro=2)
+    balancers[0].end_epoch()
+    want = train(whole, balancers[0], 30, 10, edit=drop_a_task, micro=2)
+    train(cut, balancers[1], 10, edit=drop_a_task, micro=2)
+    balancers[1].end_epoch()
+    train(cut, balancers[1], 14, 10, edit=drop_a_task, micro=2)
+    torch.save({"model": cut.state_dict(), "balancer": balancers[1].state_dict()}, tmp_path / "last.pt")
+
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    later.load_state_dict(saved["model"])
+    balancers[2].load_state_dict(saved["balancer"])
+    got = train(later, balancers[2], 30, 14, edit=drop_a_task, micro=2)
+    torch.testing.assert_close(torch.stack(got), torch.stack(want[4:]), rtol=0, atol=0)
+    torch.testing.assert_close(later.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert sum(x.item() for x in whole.losses()) < sum(start)
+    assert balancers[0].stats()["measured"] > 0
+    assert torch.isfinite(balancers[0].weights).all()
+    assert math.isfinite(balancers[0].combine(whole.losses()).item())
+
+
+def test_a_state_of_another_balancer_is_refused():
+    with pytest.raises(ValueError, match="'fixed'.*'gradnorm'"):
+        GradNorm(2).load_state_dict(Fixed(2).state_dict())
+    with pytest.raises(ValueError, match="3 tasks"):
+        Fixed(2).load_state_dict(Fixed(3).state_dict())
+
+
+# ---- torchjd --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n, e in utils.balancing.TORCHJD_BALANCERS.items() if e.kind == "scalarization"])
+def test_a_scalarizer_gives_torchjds_gradient(name):
+    model = TwoTasks()
+    balancer = build(name, model)
+    torch.manual_seed(0)
+    balancer.backward(model.losses())
+    got = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    torch.manual_seed(0)
+    build(name, model).scalarizer(torch.stack(model.losses())).backward()
+    for g, p in zip(got, model.parameters(), strict=True):
+        torch.testing.assert_close(g, p.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["upgrad", "pcgrad", "mgda", "imtl_g", "aligned_mtl", "config", "cagrad", "nash_mtl"])
+def test_an_aggregator_gives_torchjds_gradient(name):
+    from torchjd.autojac import jac_to_grad, mtl_backward
+
+    model = TwoTasks()
+    balancer = build(name, model)
+    balancer.backward(model.losses(), batch_size=1)
+    got = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    features = model.trunk(model.x).tanh()
+    losses = [(head(features)[:, 0] - model.y[:, i]).square().mean() for i, head in enumerate(model.heads)]
+    mtl_backward(losses, features=features)
+    jac_to_grad(model.trunk.parameters(), build(name, model).aggregator)
+    for g, (key, p) in zip(got, model.named_parameters(), strict=True):
+        factor = balancer.factor if key.startswith("trunk") else 1.0
+        torch.testing.assert_close(g, p.grad * factor, rtol=1e-3, atol=1e-5)
+
+
+def test_uw_and_gradnorm_weights_follow_the_scale_of_the_losses():
+    model = TwoTasks()
+    balancer = build("uw", model, lr=0.1)
+    train(model, balancer, 200, edit=lambda k, losses: [losses[0] * 100, losses[1]])
+    assert balancer.weights[0] < 0.1 * balancer.weights[1]
+
+
+def test_float16_overflow_reaches_the_scaler_through_an_aggregator():
+    model = TwoTasks()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    balancer = build("mgda", model)
+    before = copy.deepcopy(model.state_dict())
+    train(model, balancer, 1, scaler=scaler, edit=lambda k, losses: [losses[0] * 1e38, losses[1]])
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    train(model, balancer, 2, scaler=scaler)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_options_of_others_are_checked():
+    with pytest.raises(ValueError, match="temperature"):
+        build("dwa", TwoTasks(), alpha=1.0)
+    with pytest.raises(ValueError, match="params"):
+        build_balancer("mgda", 2, TwoTasks().shared)
+    with pytest.raises(ValueError, match="gradnorm, fixed"):
+        build_balancer("nonsense", 2)
+
+
+# ---- command line and documentation ---------------------------------------------------------------------------------
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_balancer_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_help_lists_every_balancer_with_its_paper():
+    parser = argparse.ArgumentParser()
+    add_balancer_arguments(parser)
+    text = " ".join(parser.format_help().split())
+    for name, about in BALANCERS.items():
+        assert f"{name} {about}" in text
+        assert about.endswith(")") and "20" in about.rsplit("(", 1)[1]
+
+
+def test_the_command_line_builds_what_it_says():
+    model = TwoTasks()
+    balancer = build_balancer_from_args(parse(), 2, model.shared, model.parameters())
+    assert isinstance(balancer, GradNorm) and balancer.alpha == 1.5
+    words = "--gradnorm-alpha 0.5 --gradnorm-lr 0.1 --gradnorm-interval 3 --task-weights 1 0.01 --gradnorm-freeze 2"
+    balancer = build_balancer_from_args(parse(*words.split()), 2, model.shared)
+    assert (balancer.alpha, balancer.lr, balancer.interval, balancer.freeze_after) == (0.5, 0.1, 3, 2)
+    assert balancer.weights.tolist() == pytest.approx([2 / 1.01, 0.02 / 1.01])
+    balancer = build_balancer_from_args(parse("--balancer", "fixed", "--task-weights", "1", "0.1"), 2, model.shared)
+    assert isinstance(balancer, Fixed) and balancer.weights.tolist() == pytest.approx([1, 0.1])
+    words = ["--balancer", "dwa", "--balancer-option", "temperature=5"]
+    assert build_balancer_from_args(parse(*words), 2, model.shared).scalarizer.temperature == 5
+
+
+def test_without_shared_layers_the_default_is_the_fixed_sum():
+    assert isinstance(build_balancer_from_args(parse(), 2, []), Fixed)
+    assert isinstance(build_balancer_from_args(parse("--balancer", "uw"), 1, []), Fixed)
+    with pytest.raises(ValueError, match="--balancer fixed"):
+        build_balancer_from_args(parse("--balancer", "gradnorm"), 2, [])
+    with pytest.raises(ValueError, match="2 numbers"):
+        build_balancer_from_args(parse("--task-weights", "1"), 2, [])
+
+
+def test_the_example_in_the_documentation_runs():
+    result = doctest.testmod(utils.balancing)
+    assert result.attempted >= 8 and result.failed == 0
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+NAMES = ["gradnorm", "fixed", "geometric", "random", "uw", "mgda"]
+
+
+def distributed_rank(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    init = f"file://{folder}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=world)
+    out = {}
+    for name in NAMES:
+        model = TwoTasks()
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        balancer = build_balancer(name, 2, model.shared, model.parameters(), interval=2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        out[name] = []
+        torch.manual_seed(rank)  # ranks draw different numbers
+        for _ in range(8):
+            for part in range(2):
+                rows = slice(32 * part + rank, 32 * part + 32, world)
+                balancer.backward(wrapped(model.x[rows], model.y[rows]), batch_size=32)
+            for p in model.parameters():
+                p.grad /= 64
+            optimizer.step()
+            balancer.step()
+            optimizer.zero_grad()
+            out[name].append(balancer.weights)
+        out[name] = [torch.stack(out[name]), model.trunk[2].weight.detach(), balancer.stats()["cosine"]]
+    torch.save(out, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_hold_equal_weights_and_match_one(tmp_path):
+    mp.spawn(distributed_rank, args=(2, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for name in NAMES:
+        assert torch.equal(first[name][0], second[name][0]), name
+        assert torch.equal(first[name][1], second[name][1]), name
+        if name == "random":
+            continue
+        model = TwoTasks()
+        balancer = build_balancer(name, 2, model.shared, model.parameters(), interval=2)
+        weights = torch.stack(train(model, balancer, 8, micro=2))
+        torch.testing.assert_close(first[name][0], weights, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(first[name][1], model.trunk[2].weight.detach(), rtol=1e-4, atol=1e-5, msg=name)
+        assert first[name][2] == pytest.approx(balancer.stats()["cosine"], abs=1e-3)

@@ -1,0 +1,69 @@
+"""Orthogonal steps: their size and direction, and what they bring on a problem with a known answer."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from utils.muon import Muon, orthogonalize
+from utils.optim import build_optimizer, choose_optimizer
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5), (3, 6, 20)])
+def test_orthogonalize_keeps_the_singular_vectors_and_levels_the_values(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(x))
+    assert values.min() > 0.3 and values.max() < 1.3
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    alignment = (orthogonalize(x) * (u @ v)).sum() / (u @ v).square().sum()
+    assert 0.6 < alignment < 1.2
+
+
+def test_zero_gradient_is_no_step():
+    assert torch.equal(orthogonalize(torch.zeros(4, 6)), torch.zeros(4, 6))
+
+
+def test_step_does_not_depend_on_the_size_of_the_gradient():
+    weights = [nn.Parameter(torch.zeros(4, 6)) for _ in range(2)]
+    g = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    for w, factor in zip(weights, (1.0, 1e4), strict=True):
+        w.grad = g * factor
+        Muon([{"params": [w], "orthogonal": True}], lr=0.1).step()
+    assert torch.allclose(*weights, atol=1e-3)
+    assert weights[0].abs().max() > 0.01 and (weights[0] * g).sum() < 0  # downhill
+
+
+def test_plain_groups_are_nesterov_sgd():
+    torch.manual_seed(0)
+    ours = nn.Linear(3, 2)
+    theirs = copy.deepcopy(ours)
+    mine = Muon(ours.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+    for n in range(5):
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(n))
+        for model, optimizer in ((ours, mine), (theirs, reference)):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
+
+
+def test_only_weights_before_a_norm_are_orthogonalised():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    optimizer = build_optimizer(model, "Muon", weight_decay=0.1)
+    groups = optimizer.param_groups
+    assert [g["orthogonal"] for g in groups] == [False, True, False, False]
+    assert groups[1]["params"] == [model[0].weight] and groups[3]["params"] == [model[2].weight]
+    assert [g["weight_decay"] for g in groups] == [0.0, 0.1, 0.0, 0.1]
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+
+
+def test_choice_of_optimizer():
+    short = {"batches": 1000, "batch_size": 16}
+    assert choose_optimizer("auto", 0, **short, from_scratch=True) == ("Muon", 16)
+    assert choose_optimizer("auto", 0, **short, from_scratch=False) == ("SGD", 64)
+    assert choose_optimizer("auto", 0, batches=10_000, batch_size=16, from_scratch=True) == ("SGD", 64)
+    assert choose_optimizer("SGD", 32, **short, from_scratch=True) == ("SGD", 32)

@@ -1,0 +1,241 @@
+"""Trainings from end to end on a few small pictures: joint and plain, cut and resumed, stopped by a bad loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import train_joint
+from utils.checkpoint import load_checkpoint
+from utils.config import load_yaml, save_yaml
+from utils.paths import ROOT
+
+SIZE = 64
+
+
+def make_data(folder: Path, pictures: int = 12, joint: bool = True) -> Path:
+    """Bright squares (class 0) and discs (class 1); the image class says whether the background is dark or light."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "valid"):
+        for sub in ("images", "labels"):
+            (folder / split / sub).mkdir(parents=True)
+        for i in range(pictures):
+            view, kind = i % 2, i // 2 % 2
+            im = np.full((SIZE, SIZE, 3), (30, 110)[view], np.uint8)
+            x, y, r = (int(v) for v in rng.integers((16, 16, 8), (48, 48, 14)))
+            if kind:
+                cv2.circle(im, (x, y), r, (255, 255, 255), -1)
+            else:
+                cv2.rectangle(im, (x - r, y - r), (x + r, y + r), (255, 255, 255), -1)
+            cv2.imwrite(str(folder / split / "images" / f"{i}.png"), im)
+            row = f"{kind} {x / SIZE} {y / SIZE} {2 * r / SIZE} {2 * r / SIZE}\n"
+            one_hot = f"\n{1 - view} {view}" if joint else ""
+            (folder / split / "labels" / f"{i}.txt").write_text(row + one_hot)
+    content = {
+        "path": str(folder),
+        "train": "train/images",
+        "val": "valid/images",
+        "nc": 2,
+        "names": ["square", "disc"],
+    }
+    if joint:
+        content |= {"cls_nc": 2, "cls_names": ["dark", "light"]}
+    save_yaml(folder / "data.yaml", content)
+    return folder / "data.yaml"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("joint"))
+
+
+@pytest.fixture(scope="module")
+def tiny_cfg(tmp_path_factory) -> Path:
+    content = load_yaml(ROOT / "models/yolov5n_cls.yaml") | {"width_multiple": 0.125}
+    file = tmp_path_factory.mktemp("cfg") / "tiny_cls.yaml"
+    save_yaml(file, content)
+    return file
+
+
+def arguments(data: Path, cfg: Path | str, project: Path, **options) -> list[str]:
+    given = {"img": SIZE, "epochs": 2, "batch-size": 4, "device": "cpu", "workers": 0, "amp": "off"} | options
+    args = ["--data", str(data), "--cfg", str(cfg), "--project", str(project), "--noautoanchor"]
+    for name, value in given.items():
+        args += (
+            [f"--{name}"] if value is True else [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        )
+    return args
+
+
+def train(*args, **options) -> dict:
+    return train_joint.main(train_joint.parse_opt(arguments(*args, **options)))
+
+
+def history(folder: Path) -> list[dict]:
+    return json.loads((folder / "training_history.json").read_text())["epochs"]
+
+
+def test_joint_run_leaves_everything_a_user_expects(data, tiny_cfg, tmp_path):
+    results = train(data, tiny_cfg, tmp_path)
+    folder = tmp_path / "exp"
+    expected = [
+        "opt.yaml",
+        "hyp.yaml",
+        "results.csv",
+        "training_history.json",
+        "metrics.json",
+        "weights/last.pt",
+        "weights/best.pt",
+        "labels.jpg",
+        "train_batch0.jpg",
+        "val_batch0_labels.jpg",
+        "val_batch0_pred.jpg",
+        "results.png",
+        "task_weights.png",
+        "confusion_matrix.png",
+        "image_confusion_matrix.png",
+        "PR_curve.png",
+        "F1_curve.png",
+        "P_curve.png",
+        "R_curve.png",
+    ]
+    assert [name for name in expected if not (folder / name).is_file()] == []
+    assert list(folder.glob("events.out.tfevents*"))
+    assert 0 <= results["image"]["accuracy"] <= 1 and results["counts"]["images"] == 12
+    records = history(folder)
+    assert [r["epoch"] for r in records] == [0, 1]
+    weights = records[-1]["task_weights"]
+    assert sum(weights.values()) == pytest.approx(2) and min(weights.values()) > 0
+    assert all(v > 0 for v in records[-1]["grad_norms"].values())
+    plain = torch.load(folder / "weights/best.pt", weights_only=True)
+    assert plain["model"]["cls_names"] == {0: "dark", 1: "light"}
+    assert plain.get("train_state") is None  # stripped
+
+
+def test_losses_fall_and_the_view_is_learned(data, tiny_cfg, tmp_path):
+    hyp = load_yaml(ROOT / "data/hyps/hyp.no-augmentation.yaml")
+    save_yaml(tmp_path / "hyp.yaml", hyp)
+    results = train(
+        data, tiny_cfg, tmp_path, epochs=25, hyp=tmp_path / "hyp.yaml", noval=True, noplots=True, **{"close-mosaic": 25}
+    )
+    records = history(tmp_path / "exp")
+    first, last = records[0]["train"], records[-1]["train"]
+    assert last["det"] < 0.7 * first["det"] and last["image"] < 0.5 * first["image"]
+    assert results["image"]["accuracy"] > 0.9
+
+
+def test_plain_detection_data(tmp_path):
+    data = make_data(tmp_path / "plain", joint=False)
+    results = train(data, "yolov5n.yaml", tmp_path, epochs=1, noplots=True)
+    assert results["image"] is None and "map50" in results["detection"]
+    assert load_checkpoint(tmp_path / "exp/weights/best.pt").cls_names == {}
+    with pytest.raises(ValueError, match="cls_nc"):
+        train(data, "yolov5n_cls.yaml", tmp_path, epochs=1)
+
+
+def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch):
+    train(data, tiny_cfg, tmp_path, epochs=3, name="uncut", noplots=True)
+    saved = train_joint.save_checkpoint
+    calls = []
+
+    def cut(path, state):  # as if the machine had gone down after the second epoch's save
+        saved(path, state)
+        if path.name == "last.pt":
+            calls.append(path)
+            if len(calls) == 2:
+                raise OSError("cut")
+
+    monkeypatch.setattr(train_joint, "save_checkpoint", cut)
+    with pytest.raises(OSError, match="cut"):
+        train(data, tiny_cfg, tmp_path, epochs=3, name="cut", noplots=True)
+    monkeypatch.setattr(train_joint, "save_checkpoint", saved)
+    train_joint.main(train_joint.parse_opt(["--resume", str(tmp_path / "cut/weights/last.pt"), "--device", "cpu"]))
+    uncut, resumed = history(tmp_path / "uncut"), history(tmp_path / "cut")
+    assert [r["epoch"] for r in resumed] == [0, 1, 2]
+    for a, b in zip(uncut, resumed, strict=True):
+        assert a["train"] == b["train"] and a["task_weights"] == b["task_weights"] and a["metrics"] == b["metrics"]
+    a, b = (load_checkpoint(tmp_path / n / "weights/last.pt").state_dict for n in ("uncut", "cut"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    with pytest.raises(ValueError, match="finished"):
+        train_joint.main(train_joint.parse_opt(["--resume", str(tmp_path / "cut/weights/last.pt")]))
+
+
+def test_result_does_not_depend_on_the_number_of_workers(data, tiny_cfg, tmp_path):
+    for workers in (0, 2):
+        train(data, tiny_cfg, tmp_path, epochs=1, workers=workers, name=f"w{workers}", noplots=True)
+    a, b = (history(tmp_path / f"w{n}")[0] for n in (0, 2))
+    assert a["train"] == b["train"] and a["metrics"] == b["metrics"]
+
+
+def test_bad_loss_stops_the_run_and_names_the_batch(data, tiny_cfg, tmp_path, monkeypatch):
+    compute = train_joint.ComputeJointLoss.__call__
+    calls = []
+
+    def broken(self, *args):
+        total, parts = compute(self, *args)
+        calls.append(1)
+        if len(calls) == 2:
+            parts.tasks = (parts.tasks[0] * float("nan"), *parts.tasks[1:])
+        return total, parts
+
+    monkeypatch.setattr(train_joint.ComputeJointLoss, "__call__", broken)
+    with pytest.raises(train_joint.NonFiniteLoss, match=r"epoch 0 batch 1 with pictures .*\.png"):
+        train(data, tiny_cfg, tmp_path, noplots=True)
+    checkpoint = load_checkpoint(tmp_path / "exp/weights/last.pt")
+    assert checkpoint.train_state is not None and all(torch.isfinite(v).all() for v in checkpoint.state_dict.values())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child process")
+def test_ctrl_c_leaves_a_usable_checkpoint(data, tiny_cfg, tmp_path):
+    args = arguments(data, tiny_cfg, tmp_path, epochs=500, noplots=True, noval=True)
+    process = subprocess.Popen([sys.executable, str(ROOT / "train_joint.py"), *args], stdout=subprocess.DEVNULL)
+    last = tmp_path / "exp/weights/last.pt"
+    deadline = time.time() + 120
+    while not last.exists() and time.time() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    checkpoint = load_checkpoint(last)
+    assert checkpoint.train_state is not None and checkpoint.epoch >= 0
+
+
+def test_transfer_and_freeze(data, tiny_cfg, tmp_path, capsys):
+    train(data, tiny_cfg, tmp_path, epochs=1, noplots=True)
+    best = tmp_path / "exp/weights/best.pt"
+    capsys.readouterr()
+    train(data, tiny_cfg, tmp_path, epochs=1, weights=best, freeze=10, noplots=True, name="again")
+    assert "Transferred" in capsys.readouterr().out
+    a, b = (load_checkpoint(tmp_path / n / "weights/last.pt").state_dict for n in ("exp", "again"))
+    assert torch.equal(a["model.0.conv.weight"], b["model.0.conv.weight"])
+    assert not torch.equal(a["model.17.cv3.conv.weight"], b["model.17.cv3.conv.weight"])
+
+
+def test_multi_scale_is_a_function_of_the_batch_number():
+    images = torch.zeros(1, 3, 320, 320)
+    sizes = [train_joint.resize_batch(images, 320, 32, (0, n)).shape[-1] for n in range(40)]
+    assert sizes == [train_joint.resize_batch(images, 320, 32, (0, n)).shape[-1] for n in range(40)]
+    assert len(set(sizes)) > 5 and min(sizes) >= 160 and max(sizes) <= 480 and all(s % 32 == 0 for s in sizes)
+
+
+@pytest.mark.parametrize("flags", [["--image-weights"], ["--quad"], ["--rect"], ["--multi-scale"], ["--cache", "disk"]])
+def test_flags_of_the_data_path_train(data, tiny_cfg, tmp_path, flags):
+    args = arguments(data, tiny_cfg, tmp_path, epochs=1, noplots=True)
+    train_joint.main(train_joint.parse_opt([*args, *flags]))
+    assert np.isfinite(history(tmp_path / "exp")[0]["train"]["det"])
+
+
+def test_evolve_keeps_the_fittest(data, tiny_cfg, tmp_path):
+    best = train(data, tiny_cfg, tmp_path, epochs=1, evolve=2, **{"evolve_population": tmp_path})
+    folder = tmp_path / "exp"
+    assert len((folder / "evolve.csv").read_text().splitlines()) == 3
+    assert load_yaml(folder / "hyp_evolve.yaml")["lr0"] == best["lr0"]

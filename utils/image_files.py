@@ -1,0 +1,168 @@
+"""Picture files: which there are, which label belongs to each, and whether a picture can be decoded."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+IMG_FORMATS = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm")
+MIN_SIDE = 10  # pixels
+
+_PIL_FORMATS = ("BMP", "DNG", "JPEG", "MPO", "PNG", "TIFF", "WEBP", "PPM")  # Pillow calls a .pfm PPM
+_EXIF_ORIENTATION = 274
+
+
+def image_to_label_path(path: str | Path) -> str:
+    """Label file of a picture: its last folder `images` becomes `labels`, its suffix .txt."""
+    head, tail = os.path.split(os.path.normpath(str(path)))
+    parts = head.split(os.sep)
+    for i in range(len(parts) - 1, -1, -1):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            break
+    return os.path.join(os.sep.join(parts), os.path.splitext(tail)[0] + ".txt")
+
+
+def list_images(sources: str | Path | Iterable[str | Path]) -> list[str]:
+    """Sorted paths of the pictures in folders (with their subfolders), list files (.txt), globs and single files.
+
+    Lines of a list file count from its folder, else from the working directory. What a list names is kept even where
+    it is not there or no picture, so that the scan can say so.
+
+    Raises:
+        FileNotFoundError: a source is not there.
+    """
+    if isinstance(sources, (str, os.PathLike)):
+        sources = [sources]
+    files: list[str] = []
+    for source in map(str, sources):
+        if os.path.isdir(source):
+            files += _walk(source)
+        elif os.path.isfile(source) and source.lower().endswith(".txt"):
+            files += _read_list(source)
+        elif os.path.isfile(source):
+            files.append(source)
+        elif any(c in source for c in "*?["):
+            files += [f for f in glob.glob(source, recursive=True) if is_picture_name(f)]
+        else:
+            raise FileNotFoundError(
+                f"no pictures at {source}: neither a folder, a list file (.txt), a glob nor a picture"
+            )
+    return sorted(os.path.normpath(f) for f in files)
+
+
+def pair_with_labels(sources: Iterable[str | Path]) -> tuple[list[str], list[str]]:
+    """Pictures of the sources (see `list_images`) and the label file of each.
+
+    Git writes a symbolic link as a text file with the target's path where links are not supported (Windows, some
+    archives). Such a file in place of a picture folder is followed; the labels are still those beside it.
+    """
+    pairs = []
+    for source in map(str, sources):
+        target = _written_link(source)
+        found = list_images(target or source)
+        at = [os.path.join(source, os.path.relpath(f, target)) for f in found] if target else found
+        pairs += zip(found, map(image_to_label_path, at), strict=True)
+    pairs.sort()
+    return [f for f, _ in pairs], [label for _, label in pairs]
+
+
+def _written_link(source: str) -> str | None:
+    """Folder that a text file in place of a symbolic link names; None where the source is something else."""
+    if os.path.splitext(source)[1] or not os.path.isfile(source) or os.path.getsize(source) > 4096:
+        return None
+    text = Path(source).read_bytes().decode("utf-8", errors="replace").strip()
+    target = os.path.normpath(os.path.join(os.path.dirname(source), text))
+    return target if text and "\0" not in text and os.path.isdir(target) else None
+
+
+def is_picture_name(name: str) -> bool:
+    return os.path.splitext(name)[1][1:].lower() in IMG_FORMATS
+
+
+def _walk(folder: str) -> list[str]:
+    """Pictures below a folder. Links are followed, but no folder is entered twice; hidden files are passed over."""
+    found, seen, stack = [], set(), [folder]
+    while stack:
+        current = stack.pop()
+        real = os.path.realpath(current)
+        if real in seen:
+            continue
+        seen.add(real)
+        with os.scandir(current) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    stack.append(entry.path)
+                elif is_picture_name(entry.name):
+                    found.append(entry.path)
+    return found
+
+
+def _read_list(source: str) -> list[str]:
+    folder = os.path.dirname(os.path.abspath(source))
+    files = []
+    for line in Path(source).read_text(encoding="utf-8-sig").splitlines():
+        line = line.strip()
+        if not line:
+            continue
+        near = os.path.join(folder, line)  # an absolute line stays as it is
+        files.append(line if not os.path.exists(near) and os.path.exists(line) else near)
+    return files
+
+
+def verify_image(path: str) -> tuple[int, int]:
+    """Check that a picture can be decoded to its end; the file is only read.
+
+    Returns:
+        Width and height in pixels after the EXIF rotation.
+
+    Raises:
+        ValueError: why it cannot be used.
+        OSError: it cannot be read.
+    """
+    if not is_picture_name(path):
+        raise ValueError(f"not a picture format that is supported ({', '.join(IMG_FORMATS)})")
+    data = Path(path).read_bytes()
+    if not data:
+        raise ValueError("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
+            picture = Image.open(io.BytesIO(data))
+            width, height = picture.size
+            kind = picture.format
+            if kind not in ("JPEG", "MPO") or not data.endswith(b"\xff\xd9"):
+                picture.load()  # decodes all of it, which finds missing data
+            rotated = picture.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
+    except Exception as error:  # decoders raise many types on broken data
+        raise ValueError(f"cannot be decoded ({one_line(error)})") from None
+    if kind not in _PIL_FORMATS:
+        raise ValueError(f"content is {kind}, which is not supported")
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"{width}x{height} pixels: a side is below {MIN_SIDE}")
+    # Training decodes with OpenCV, so it has the last word; at an eighth of the size unless a rotation has to be seen.
+    flag = cv2.IMREAD_COLOR if rotated else cv2.IMREAD_REDUCED_GRAYSCALE_8
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error:
+        decoded = None
+    if decoded is None:
+        raise ValueError("cannot be decoded by OpenCV")
+    return (decoded.shape[1], decoded.shape[0]) if rotated else (width, height)
+
+
+def one_line(error: Exception) -> str:
+    # Pillow names the buffer's address, which would differ from run to run.
+    text = re.sub(r" ?<_io\.BytesIO[^>]*>", " this file", " ".join(str(error).split()))
+    return text or type(error).__name__
