@@ -186,7 +186,10 @@ def train_epoch(run: Run, engine: Engine, net: nn.Module, loader, criterion: Com
     net.train()
     if run.world.is_main:
         print(("\n" + "%11s" * 10) % (*progress_columns(criterion), "img/s"))
-    bar = tqdm(loader, total=batches, disable=not run.world.is_main, bar_format="{l_bar}{bar:10}{r_bar}", leave=True)
+    often = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file needs no animation
+    bar = tqdm(
+        loader, total=batches, disable=not run.world.is_main, bar_format="{l_bar}{bar:10}{r_bar}", mininterval=often
+    )
     start = time.perf_counter()
     for i, (images, targets, image_targets, paths, _) in enumerate(bar):
         n = i + batches * epoch  # batches since the start of the run
@@ -209,10 +212,8 @@ def train_epoch(run: Run, engine: Engine, net: nn.Module, loader, criterion: Com
             weights = engine.balancer.weights.tolist()
             memory = f"{peak_memory_gb(device):.3g}G"
             shown = (*means[:4].tolist(), weights[0], weights[1] if len(weights) > 1 else 0.0)
-            bar.set_description(
-                ("%11s" * 2 + "%11.4g" * 6 + "%11i%11.4g")
-                % (f"{epoch}/{opt.epochs - 1}", memory, *shown, images.shape[-1], rate)
-            )
+            row = (f"{epoch}/{opt.epochs - 1}", memory, *shown, images.shape[-1], rate)
+            bar.set_description(("%11s" * 2 + "%11.4g" * 6 + "%11i%11.4g") % row, refresh=i == batches - 1)
             if n < 3 and not opt.noplots:
                 file = run.save_dir / f"train_batch{n}.jpg"
                 plot_images(images, targets, image_targets, paths, file, run.data.names, run.data.cls_names)

@@ -385,7 +385,9 @@ def test_what_is_no_checkpoint_is_called_so(tmp_path):
         with pytest.raises(ValueError, match=name):
             load_checkpoint(file)
     script = tmp_path / "script.pt"
-    torch.jit.trace(nn.Identity(), torch.ones(1)).save(str(script))
+    write_zip(script, b"")
+    with zipfile.ZipFile(script, "a") as archive:
+        archive.writestr("archive/constants.pkl", b"")
     with pytest.raises(ValueError, match="TorchScript"):
         load_checkpoint(script)
 

@@ -74,8 +74,8 @@ class GradNorm(Balancer):
     Z. Chen, V. Badrinarayanan, C.-Y. Lee, A. Rabinovich, "GradNorm: Gradient Normalization for Adaptive Loss Balancing
     in Deep Multitask Networks", ICML 2018, section 3 and algorithm 1.
 
-    With W the weights of the last shared layers, g_i = ||dL_i/dW||_2, G_i = w_i g_i, mean Ḡ, and r_i = L_i / L_i(0) over
-    the mean of these ratios, the weights descend
+    With W the weights of the last shared layers, g_i = ||dL_i/dW||_2, G_i = w_i g_i, their mean Ḡ, and r_i the ratio
+    L_i / L_i(0) over the mean of these ratios, the weights descend
 
         L_grad = sum_i | G_i - Ḡ r_i^alpha |,    dL_grad/dw_i = sign(G_i - Ḡ r_i^alpha) g_i
 

@@ -51,19 +51,19 @@ def detection_table(results: dict, per_class: bool) -> str:
 
 
 def image_table(results: dict, per_class: bool = True) -> str:
-    """The image-level answer: `IMAGE_HEADER`, means and classes, and one line that sums it up. '' without that task."""
+    """One line that sums the image task up, below `IMAGE_HEADER`, means and classes if wanted. '' without that task."""
     image = results["image"]
     if image is None:
         return ""
     if not image["known"]:
         return f"Image task: none of {image['unknown']} pictures has an image label, so it cannot be measured"
-    keys = ("precision", "recall", "f1", "auroc")
-    classes = image["per_class"].items()
-    occurring = [c for _, c in classes if c["support"]]
-    means = [float(np.mean([c[k] for c in occurring])) for k in keys[:2]]
-    rows = [IMAGE_HEADER, _row("all", (image["known"],), [*means, image["macro_f1"], image["auroc"]])]
+    rows = []
     if per_class:
-        rows += [_row(name, (c["support"],), [c[k] for k in keys]) for name, c in classes]
+        keys = ("precision", "recall", "f1", "auroc")
+        occurring = [c for c in image["per_class"].values() if c["support"]]
+        means = [float(np.mean([c[k] for c in occurring])) for k in keys[:2]]
+        rows = [IMAGE_HEADER, _row("all", (image["known"],), [*means, image["macro_f1"], image["auroc"]])]
+        rows += [_row(name, (c["support"],), [c[k] for k in keys]) for name, c in image["per_class"].items()]
     rows.append(
         f"Image task: accuracy {image['accuracy']:.3f}, balanced accuracy {image['balanced_accuracy']:.3f}, macro F1 "
         f"{image['macro_f1']:.3f}, ECE {image['ece']:.3f} on {image['known']} pictures; {image['unknown']} without "

@@ -263,14 +263,14 @@ class _Unpickler(pickle.Unpickler):
 def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ValueError("compressed entries, which torch.save does not write")
         roots = [n[: -len("data.pkl")] for n in names if n.endswith("/data.pkl") and n.count("/") == 1]
         if len(roots) != 1:
             raise ValueError("a zip archive without data.pkl")
         root = roots[0]
         if f"{root}constants.pkl" in names:
             raise ValueError("a TorchScript file, not a checkpoint")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("compressed entries, which torch.save does not write")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("written on a big-endian machine")
         storages: dict[str, _Storage] = {}
