@@ -23,7 +23,7 @@ from utils.augmentations import letterbox
 from utils.boxes import check_img_size, non_max_suppression, scale_boxes
 from utils.checkpoint import strip_checkpoint
 from utils.config import load_data_config
-from utils.devices import autocast, describe_device, select_device, synchronize, to_input, use_all_cores
+from utils.devices import autocast, describe_device, half_dtype, select_device, synchronize, to_input, use_all_cores
 from utils.paths import ROOT, increment_path
 from utils.results import ResultWriter, draw, summary
 from utils.sources import Frame, open_source
@@ -66,7 +66,7 @@ class Detector:
         t0 = time.perf_counter()
         images = self._letterboxed(pictures)
         t1 = self._now()
-        with autocast(self.device, self.half):
+        with autocast(self.device, self.half, half_dtype(self.device)):
             decoded, probs = predict(self.model, images, self.augment)
         t2 = self._now()
         found = non_max_suppression(decoded, **self.nms)

@@ -9,14 +9,10 @@ torchrun --nproc_per_node 2 train_joint.py --data heart.yaml --device 0,1 --sync
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import random
-import signal
-import subprocess
 import sys
 import time
-from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,11 +23,11 @@ from torch import nn
 from tqdm import tqdm
 
 import val_joint
-from models.yolo import Model
+from models.build import build_model
 from utils.autoanchor import autoanchor
 from utils.balancing import add_balancer_arguments, build_balancer_from_args
 from utils.boxes import check_img_size
-from utils.checkpoint import latest_run, load_checkpoint, save_checkpoint, strip_checkpoint
+from utils.checkpoint import copy_checkpoint, latest_run, load_checkpoint, save_checkpoint, strip_checkpoint
 from utils.config import DataConfig, ensure_data, load_data_config, load_hyp, save_yaml
 from utils.curves import plot_labels, plot_results, plot_task_weights
 from utils.dataloaders import create_dataloader
@@ -54,7 +50,7 @@ from utils.devices import (
 from utils.engine import Engine, NonFiniteLoss, seed_everything
 from utils.evolve import evolve
 from utils.loggers import RunLogger
-from utils.loss import ComputeJointLoss
+from utils.loss import ComputeJointLoss, scale_gains
 from utils.metrics import joint_fitness
 from utils.optim import (
     OPTIMIZERS,
@@ -66,10 +62,12 @@ from utils.optim import (
 )
 from utils.paths import ROOT, find_file, increment_path
 from utils.plots import plot_images
+from utils.process import launch_per_gpu, sigterm_as_interrupt
 from utils.samplers import image_weights
-from utils.scan import DatasetIndex, check_strict, problem_table, scan_dataset, shared_pictures
+from utils.scan import DatasetIndex, report_problems, scan_dataset, shared_pictures
 
 LOSSES = ("box", "obj", "cls", "image")
+PROGRESS = ("Epoch", "Mem", "box_loss", "obj_loss", "cls_loss", "image_loss", "w_det", "w_image", "Size", "img/s")
 
 
 @dataclass
@@ -96,80 +94,30 @@ class Run:
 # Building blocks ------------------------------------------------------------------------------------------------------
 
 
-def build_model(run: Run, resumed=None) -> Model:
-    """The network from `--cfg`, from the weights' own structure, or from the checkpoint of a run to resume."""
-    opt, data = run.opt, run.data
-    checkpoint = resumed or (load_checkpoint(find_file(opt.weights, (ROOT,))) if opt.weights else None)
-    if resumed:
-        model = Model.from_checkpoint(checkpoint, averaged=False)
-    else:
-        cfg = opt.cfg or (None if checkpoint else f"yolov5s{'_cls' if data.cls_nc else ''}.yaml")
-        cfg = find_file(cfg, (ROOT / "models", ROOT / "models/hub")) if cfg else deepcopy(checkpoint.model_yaml)
-        model = Model(cfg, nc=data.nc, cls_nc=data.cls_nc or None, anchors=run.hyp.get("anchors"))
-        if checkpoint:
-            taken, left_out, new = model.transfer(checkpoint.state_dict)
-            run.say(f"Transferred {len(taken)} tensors from {opt.weights}; left out {len(left_out)}, new {len(new)}")
-            if left_out:
-                run.say(f"  left out: {shorten(left_out)}")
-            if new:
-                run.say(f"  new: {shorten(new)}")
-    if model.cls_nc and not data.cls_nc:
-        raise ValueError(
-            f"{data.source}: the model {opt.cfg} has an image branch, but the data name no image classes; add "
-            "`cls_nc:` and `cls_names:` to the data yaml, or train a plain model such as yolov5s.yaml"
-        )
-    if data.cls_nc and not model.cls_nc:
-        run.say(f"Note: {data.source} has image labels, but the model has no image branch (use a *_cls.yaml): unused")
-    model.names, model.cls_names = data.names, data.cls_names if model.cls_nc else {}
-    freeze = opt.freeze if len(opt.freeze) > 1 else range(opt.freeze[0])
-    for name, p in model.named_parameters():
-        if any(name.startswith(f"model.{i}.") for i in freeze):
-            p.requires_grad = False
-    if frozen := sum(not p.requires_grad for p in model.parameters()):
-        run.say(f"Frozen: {frozen} tensors of layers {list(freeze)}")
-    return model
-
-
-def shorten(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def scale_gains(hyp: dict, model: Model, imgsz: int, label_smoothing: float) -> dict:
-    """Loss gains for the number of levels, classes and pixels (YOLOv5's scaling), in a copy of `hyp`."""
-    levels = 3 / model.detect.nl
-    return hyp | {
-        "box": hyp["box"] * levels,
-        "cls": hyp["cls"] * model.nc / 80 * levels,
-        "obj": hyp["obj"] * (imgsz / 640) ** 2 * levels,
-        "label_smoothing": label_smoothing,
-    }
-
-
-def scan_split(run: Run, split: str, cls_nc: int) -> DatasetIndex | None:
-    sources = getattr(run.data, split)
-    if not sources:
-        return None
+def scan_split(run: Run, split: str) -> DatasetIndex:
+    """Check a split's pictures and labels, and report what has to be left out."""
     opt = run.opt
     index = scan_dataset(
-        sources, run.data.nc, cls_nc, single_cls=opt.single_cls, prefix=split, verbose=run.world.is_main
+        getattr(run.data, split),
+        run.data.nc,
+        run.data.cls_nc,
+        single_cls=opt.single_cls,
+        prefix=split,
+        verbose=run.world.is_main,
     )
-    if index.problems:
-        run.say(problem_table(index.problems))
-    check_strict(index.problems, opt.strict)
+    report_problems(index.problems, opt.strict, run.save_dir / f"left_out_{split}.csv", verbose=run.world.is_main)
     return index
 
 
-def checkpoint_record(run: Run, engine: Engine, epoch: int, stopper: EarlyStopping) -> dict:
+def checkpoint_record(run: Run, engine: Engine, epoch: int, stopper: EarlyStopping, maps: list | None) -> dict:
     state = engine.state_dict()
     return {
-        "format": "yolov5-joint",
-        "version": 1,
         "epoch": epoch,
         "best_fitness": float(stopper.best_fitness),
         "model": engine.model.record(),
         "ema": state.pop("ema"),
-        "train_state": state | {"stopper": stopper.state_dict()},
-        "opt": {k: str(v) if isinstance(v, Path) else v for k, v in vars(run.opt).items()},
+        "train_state": state | {"stopper": stopper.state_dict(), "maps": maps},
+        "opt": vars(run.opt),
         "hyp": dict(run.hyp),
         "date": datetime.now().isoformat(),
     }
@@ -179,13 +127,16 @@ def checkpoint_record(run: Run, engine: Engine, epoch: int, stopper: EarlyStoppi
 
 
 def train_epoch(run: Run, engine: Engine, net: nn.Module, loader, criterion: ComputeJointLoss, epoch: int) -> dict:
-    """Train for one epoch; returns mean losses, pictures per second and what the balancer saw."""
+    """Train for one epoch; returns mean losses, seconds and pictures per second."""
     opt, device = run.opt, run.device
     batches, seen = len(loader), 0
     means = torch.zeros(len(LOSSES) + 1, device=device)
     net.train()
+    for module in engine.model.modules():  # frozen layers keep their statistics too
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            module.eval()
     if run.world.is_main:
-        print(("\n" + "%11s" * 10) % (*progress_columns(criterion), "img/s"))
+        print(("\n" + "%11s" * len(PROGRESS)) % PROGRESS)
     often = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file needs no animation
     bar = tqdm(
         loader, total=batches, disable=not run.world.is_main, bar_format="{l_bar}{bar:10}{r_bar}", mininterval=often
@@ -206,7 +157,7 @@ def train_epoch(run: Run, engine: Engine, net: nn.Module, loader, criterion: Com
 
         now = torch.stack([parts.box, parts.obj, parts.cls, parts.image, parts.tasks[0].detach().reshape(())])
         means += (all_reduce_mean(now.float(), run.world) - means) / (i + 1)
-        seen += len(images) * run.world.size
+        seen += len(images) * run.world.size * (4 if opt.quad else 1)
         if run.world.is_main:
             rate = seen / (time.perf_counter() - start)
             weights = engine.balancer.weights.tolist()
@@ -223,10 +174,6 @@ def train_epoch(run: Run, engine: Engine, net: nn.Module, loader, criterion: Com
         "seconds": seconds,
         "images_per_s": seen / seconds,
     }
-
-
-def progress_columns(criterion: ComputeJointLoss) -> tuple[str, ...]:
-    return "Epoch", "Mem", "box_loss", "obj_loss", "cls_loss", "image_loss", "w_det", "w_image", "Size"
 
 
 def resize_batch(images: torch.Tensor, imgsz: int, stride: int, seed: tuple[int, int]) -> torch.Tensor:
@@ -273,9 +220,12 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
     """Run one training from start (or from `resumed`) to end; returns the metrics of the best checkpoint."""
     device = select_device(opt.device, opt.batch_size)
     world = init_world(device)
+    if opt.batch_size < 1 or opt.batch_size % world.size:
+        raise ValueError(f"--batch-size {opt.batch_size} must be a positive multiple of the {world.size} process(es)")
     use_all_cores(world.size)
     seed_everything(opt.seed, opt.deterministic)
     data = load_data_config(opt.data)
+    opt.data = str(data.yaml_file or opt.data)  # whole, so that the run can be resumed from any folder
     run = Run(opt, hyp, data, Path(opt.save_dir), device, world)
     run.say(f"YOLOv5-Joint on {describe_device(device)}")
     with main_first(world):
@@ -284,7 +234,7 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
         data.nc, data.names = 1, {0: "item"} if len(data.names) != 1 else data.names
 
     # Network
-    model = build_model(run, resumed)
+    model = build_model(opt, data, hyp, resumed, run.say)
     stride = int(model.stride.max())
     opt.imgsz = check_img_size(opt.imgsz, max(stride, 32), floor=2 * stride)
     precision = amp_dtype(device, opt.amp)
@@ -295,13 +245,13 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
     )
 
     # Data
+    if world.is_main:
+        run.weights_dir.mkdir(parents=True, exist_ok=True)
     with main_first(world):
-        train_index = scan_split(run, "train", model.cls_nc)
-        val_index = scan_split(run, "val", model.cls_nc) if world.is_main else None
+        train_index = scan_split(run, "train")
+        val_index = scan_split(run, "val") if world.is_main else None
     if val_index is not None and (same := shared_pictures(train_index, val_index)):
         run.say(f"WARNING: {same} validation pictures are also training pictures, so the metrics flatter the model")
-    if train_index is None:
-        raise ValueError(f"{data.source}: `train:` is missing, so there is nothing to train on")
     batch_size = opt.batch_size // world.size
     loader, _ = create_dataloader(
         train_index, opt.imgsz, batch_size, hyp=hyp, stride=stride, augment=True, rect=opt.rect, cache=opt.cache,
@@ -333,11 +283,16 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
     engine = Engine(model, optimizer, schedule, balancer, device, precision, ema=world.is_main, world=world)
     criterion = ComputeJointLoss(model, balancer, model.hyp)
     stopper = EarlyStopping(opt.patience)
-    first_epoch = 0
+    first_epoch, maps = 0, None
     if resumed:
         first_epoch = resumed.epoch + 1
-        engine.load_state_dict(resumed.train_state | {"ema": resumed.train_state.get("ema")})
+        if first_epoch >= opt.epochs:
+            raise ValueError(f"{resumed.file}: all {opt.epochs} epochs are trained; nothing is left to resume")
+        engine.load_state_dict(resumed.train_state)
         stopper.load_state_dict(resumed.train_state["stopper"])
+        maps = resumed.train_state.get("maps")
+        if opt.image_weights:
+            loader.set_weights(image_weights(train_index, data.nc, maps))
     net = model
     if world.distributed:
         ids = [device.index] if device.type == "cuda" else None
@@ -346,8 +301,7 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
     # Records
     logger = None
     if world.is_main:
-        run.weights_dir.mkdir(parents=True, exist_ok=True)
-        save_yaml(run.save_dir / "opt.yaml", {k: str(v) if isinstance(v, Path) else v for k, v in vars(opt).items()})
+        save_yaml(run.save_dir / "opt.yaml", vars(opt))
         save_yaml(run.save_dir / "hyp.yaml", hyp)
         logger = RunLogger(run.save_dir, joint=tasks > 1)
         if resumed:
@@ -359,48 +313,50 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
     run.say(
         f"Training epochs {first_epoch} to {opt.epochs - 1}: {len(train_index)} pictures at {opt.imgsz} px, batch "
         f"{opt.batch_size}, {opt.optimizer} with a step every {every} batches, warm-up {schedule.warmup_batches}, "
-        f"{loader.num_workers} data workers"
+        f"{loader.num_workers} data workers",
+        f"Tasks balanced by {balancer}" if tasks > 1 else "One task: detection",
     )
+    if tasks > 1 and not balancer.shared:
+        run.say("No trained layer is shared by the tasks: no gradient can interfere, and nothing is measured")
+    close_mosaic = min(opt.close_mosaic, opt.epochs // 2)
 
     epoch, results, began = first_epoch, None, time.perf_counter()
     with sigterm_as_interrupt():
         try:
             for epoch in range(first_epoch, opt.epochs):
-                loader.set_epoch(epoch, mosaic=epoch < opt.epochs - opt.close_mosaic)
+                loader.set_epoch(epoch, mosaic=epoch < opt.epochs - close_mosaic)
                 trained = train_epoch(run, engine, net, loader, criterion, epoch)
-                stop = False
+                stop, final = False, epoch == opt.epochs - 1
                 if world.is_main:
-                    final = epoch == opt.epochs - 1
                     results, fitness = None, 0.0
-                    if val_loader is not None and (not opt.noval or final):
+                    if not opt.noval or final:
                         results = validate(run, engine, val_loader, criterion)
                         fitness = joint_fitness(**fitness_inputs(results), weight=opt.fitness_weight)
-                        stop = stopper(epoch, fitness)
-                    record = epoch_record(run, engine, epoch, trained, results, fitness)
-                    logger.epoch(record)
-                    if not opt.nosave or final:
-                        state = checkpoint_record(run, engine, epoch, stopper)
-                        save_checkpoint(last, state)
-                        if results is None or stopper.best_epoch == epoch:
-                            save_checkpoint(best, state)
-                        if opt.save_period > 0 and epoch % opt.save_period == 0:
-                            save_checkpoint(run.weights_dir / f"epoch{epoch}.pt", state)
+                        stop, maps = stopper(epoch, fitness), results["detection"]["maps"]
+                    logger.epoch(epoch_record(run, engine, epoch, trained, results, fitness))
                 engine.balancer.end_epoch()
+                if world.is_main and (not opt.nosave or final or stop):
+                    save_checkpoint(last, checkpoint_record(run, engine, epoch, stopper, maps))
+                    if stopper.best_epoch == epoch and results:
+                        copy_checkpoint(last, best)
+                    if opt.save_period > 0 and epoch % opt.save_period == 0:
+                        copy_checkpoint(last, run.weights_dir / f"epoch{epoch}.pt")
                 if opt.image_weights:
-                    maps = broadcast_object(map_by_class(results, data.names) if results else None, world)
-                    loader.set_weights(image_weights(train_index, data.nc, maps))
+                    loader.set_weights(image_weights(train_index, data.nc, broadcast_object(maps, world)))
                 if broadcast_object(stop, world):
                     run.say(f"Stopped: no better fitness in the last {opt.patience} epochs (--patience)")
                     break
         except (KeyboardInterrupt, NonFiniteLoss) as problem:
-            emergency_save(run, engine, epoch, stopper, last, problem)
+            emergency_save(run, engine, epoch, stopper, maps, last, problem)
             raise
+    if world.distributed:
+        torch.distributed.destroy_process_group()
 
     if not world.is_main:
         return {}
     hours = (time.perf_counter() - began) / 3600
     run.say(f"\n{epoch - first_epoch + 1} epochs in {hours:.3f} h")
-    return finish(run, logger, last, best, results)
+    return finish(run, logger, last, best)
 
 
 def validate(run: Run, engine: Engine, loader, criterion: ComputeJointLoss) -> dict:
@@ -418,50 +374,30 @@ def fitness_inputs(results: dict) -> dict:
     return {"map50": detection["map50"], "map50_95": detection["map50_95"], "image_accuracy": image.get("accuracy")}
 
 
-def map_by_class(results: dict, names: dict[int, str]) -> np.ndarray:
-    """mAP50-95 of each class; the mean where the validation pictures lack a class."""
-    per_class = results["detection"]["per_class"]
-    mean = results["detection"]["map50_95"]
-    return np.array([per_class.get(name, {}).get("map50_95", mean) for name in names.values()])
-
-
-def emergency_save(run: Run, engine: Engine, epoch: int, stopper, last: Path, problem: BaseException) -> None:
-    """Leave a `last.pt` from which the interrupted epoch can be begun again."""
+def emergency_save(run: Run, engine: Engine, epoch: int, stopper, maps, last: Path, problem: BaseException) -> None:
+    """Leave a `last.pt` to resume from: that of the last whole epoch, or one made now where there is none yet."""
     if not run.world.is_main:
         return
-    if not engine.weights_finite():
-        run.say(f"The weights are no longer finite, so {last} keeps the last whole epoch")
-        return
-    save_checkpoint(last, checkpoint_record(run, engine, epoch - 1, stopper))
+    if not last.exists():
+        if not engine.finite():
+            run.say("The network is no longer finite and no epoch was completed, so nothing is saved")
+            return
+        save_checkpoint(last, checkpoint_record(run, engine, epoch - 1, stopper, maps))
     reason = "Interrupted" if isinstance(problem, KeyboardInterrupt) else "Stopped"
-    run.say(f"\n{reason} in epoch {epoch}; saved {last}. Continue with: python train_joint.py --resume {last}")
+    run.say(f"\n{reason} in epoch {epoch}. Continue from its start with: python train_joint.py --resume {last}")
 
 
-@contextlib.contextmanager
-def sigterm_as_interrupt():
-    """A polite kill (a cluster's time limit) leaves the same usable checkpoint as Ctrl-C."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    old = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
-
-
-def finish(run: Run, logger: RunLogger, last: Path, best: Path, results: dict | None) -> dict:
+def finish(run: Run, logger: RunLogger, last: Path, best: Path) -> dict:
     """Strip the checkpoints, validate the best one with plots, draw the run's curves."""
     opt = run.opt
+    if not best.exists():  # no epoch had a fitness above 0, or --nosave passed over the best one
+        copy_checkpoint(last, best)
     for file in (last, best):
-        if file.exists():
-            strip_checkpoint(file)
-            run.say(f"Stripped {file}, {file.stat().st_size / 1e6:.1f} MB")
-    if run.data.val and best.exists():
-        run.say(f"\nValidating {best}")
-        results = val_joint.run(
-            run.data, weights=best, batch_size=opt.batch_size * 2, imgsz=opt.imgsz, device=opt.device,
+        strip_checkpoint(file)
+        run.say(f"Stripped {file}, {file.stat().st_size / 1e6:.1f} MB")
+    run.say(f"\nValidating {best} in float32")
+    results = val_joint.run(
+            run.data, weights=best, batch_size=opt.batch_size // run.world.size * 2, imgsz=opt.imgsz, device=opt.device,
             save_dir=run.save_dir, workers=opt.workers, single_cls=opt.single_cls,
             plots=not opt.noplots, verbose=True, fitness_weight=opt.fitness_weight,
         )  # fmt: skip
@@ -473,7 +409,7 @@ def finish(run: Run, logger: RunLogger, last: Path, best: Path, results: dict | 
             logger.image(picture.stem, picture)
     logger.close()
     run.say(f"Results saved to {run.save_dir}")
-    return results or {}
+    return results
 
 
 # Command line ---------------------------------------------------------------------------------------------------------
@@ -491,7 +427,7 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--imgsz", "--img", "--img-size", type=int, default=640, help="side of the training pictures in pixels")
     add("--rect", action="store_true", help="rectangular batches: pictures of one aspect ratio together")
     add("--resume", nargs="?", const=True, default=False, help="continue the latest run, or the given last.pt")
-    add("--nosave", action="store_true", help="save only the final checkpoint")
+    add("--nosave", action="store_true", help="write checkpoints only after the last epoch")
     add("--noval", action="store_true", help="validate only after the last epoch")
     add("--noautoanchor", action="store_true", help="do not check the anchors against the labels")
     add("--noplots", action="store_true", help="draw no pictures")
@@ -535,51 +471,59 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(args)
 
 
-def launch_per_gpu(count: int) -> int:
-    """Several devices named without `torchrun`: start it, one process a GPU."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), *sys.argv]
-    print("Starting one process per GPU:", " ".join(command))
-    return subprocess.call(command)
-
-
 def load_resumed(opt: argparse.Namespace):
-    """Checkpoint and options of the run to continue; the options given now are replaced by the run's own."""
+    """Checkpoint and options of the run to continue: the run's own options, but for the device."""
     file = Path(opt.resume) if isinstance(opt.resume, str) else latest_run(ROOT / "runs")
     checkpoint = load_checkpoint(file)
     if checkpoint.train_state is None:
-        raise ValueError(f"{file}: the run is finished (no training state); start a new one with --weights {file}")
-    device = opt.device
-    opt = argparse.Namespace(**(vars(parse_opt([])) | checkpoint.opt | {"resume": str(file)}))
-    opt.device = device or opt.device
-    opt.save_dir = Path(file).resolve().parents[1]
+        raise ValueError(
+            f"{file}: holds no training state (the run is finished, or YOLOv5 wrote it); start with --weights {file}"
+        )
+    defaults = vars(parse_opt([]))
+    own = {"resume", "device", "local_rank"}
+    ignored = [k for k, v in vars(opt).items() if k not in own and k in defaults and v != defaults[k]]
+    if ignored:
+        print(f"--resume continues with the run's own options; not used: {', '.join('--' + k for k in ignored)}")
+    opt = argparse.Namespace(**(defaults | checkpoint.opt | {"device": opt.device or checkpoint.opt.get("device", "")}))
+    opt.resume, folder = str(file), file.resolve().parent
+    opt.save_dir = folder.parent if folder.name == "weights" else folder
     return checkpoint, opt
 
 
 def evolve_run(opt: argparse.Namespace, hyp: dict) -> dict:
-    """Evolve the hyperparameters; each candidate is a short quiet training of its own."""
+    """Evolve the hyperparameters; each candidate is a training of its own, without plots."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("--evolve runs on one device; start one evolution per GPU with --device N")
+    folders = [Path(opt.evolve_population), ROOT / opt.evolve_population]
+    folder = next((f for f in folders if f.is_dir()), None)
+    if folder is None:
+        raise FileNotFoundError(f"--evolve_population {opt.evolve_population}: there is no such folder")
 
-    def train_candidate(candidate: dict, folder: Path) -> dict:
-        return train(argparse.Namespace(**vars(opt) | {"save_dir": folder, "noplots": True, "noval": True}), candidate)
+    def train_candidate(candidate: dict, save_dir: Path) -> dict | None:
+        own = {"save_dir": save_dir, "noplots": True, "noval": True, "nosave": True}
+        try:
+            return train(argparse.Namespace(**vars(opt) | own), candidate)
+        except NonFiniteLoss as error:
+            print(f"This candidate diverged: {error}")
+            return None
 
-    files = sorted(Path(find_file(opt.evolve_population, (ROOT,))).glob("*.yaml"))
-    population = [load_hyp(f) for f in files if f.name != Path(opt.hyp).name]
-    return evolve(
-        train_candidate, Path(opt.save_dir), opt.evolve, hyp, population, history=opt.resume_evolve, seed=opt.seed
-    )
+    population = [load_hyp(f) for f in sorted(folder.glob("*.yaml")) if f.name != Path(opt.hyp).name]
+    history = Path(opt.resume_evolve) if opt.resume_evolve else None
+    return evolve(train_candidate, Path(opt.save_dir), opt.evolve, hyp, population, history, opt.seed)
 
 
 def main(opt: argparse.Namespace) -> dict:
-    ids = device_ids(opt.device)
-    if len(ids) > 1 and "LOCAL_RANK" not in os.environ:
-        sys.exit(launch_per_gpu(len(ids)))
+    checkpoint = None
     if opt.resume:
         checkpoint, opt = load_resumed(opt)
+    ids = device_ids(opt.device)
+    if len(ids) > 1 and "LOCAL_RANK" not in os.environ:
+        launch_per_gpu(len(ids))
+    if checkpoint:
         return train(opt, checkpoint.hyp, checkpoint)
     opt.save_dir = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
     hyp = load_hyp(find_file(opt.hyp, (ROOT / "data/hyps",)))
-    if opt.evolve:
-        return evolve_run(opt, hyp)
-    return train(opt, hyp)
+    return evolve_run(opt, hyp) if opt.evolve else train(opt, hyp)
 
 
 if __name__ == "__main__":

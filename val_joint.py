@@ -29,6 +29,7 @@ from utils.devices import (
     amp_dtype,
     autocast,
     describe_device,
+    half_dtype,
     memory_format,
     select_device,
     synchronize,
@@ -36,7 +37,7 @@ from utils.devices import (
     use_all_cores,
 )
 from utils.metrics import DetectionMetrics, ImageMetrics, joint_fitness
-from utils.paths import ROOT, increment_path
+from utils.paths import ROOT, UniqueStems, increment_path
 from utils.reports import (
     PLOTTED_BATCHES,
     detection_table,
@@ -48,7 +49,7 @@ from utils.reports import (
     write_coco,
     write_json,
 )
-from utils.scan import check_strict, problem_table, scan_dataset
+from utils.scan import report_problems, scan_dataset
 
 TASKS = ("train", "val", "test", "speed", "study")
 STUDY_SIZES = range(256, 1536 + 1, 128)
@@ -146,7 +147,7 @@ def run(
     """
     data = data if isinstance(data, DataConfig) else load_data_config(data)
     device = device if isinstance(device, torch.device) else select_device(device, batch_size)
-    dtype = amp_dtype(device, ("bf16" if device.type == "cpu" else "fp16") if half else amp)
+    dtype = half_dtype(device) if half else amp_dtype(device, amp)
     dtype_name = str(dtype or torch.float32).removeprefix("torch.")
     in_training = model is not None
     if not in_training:
@@ -164,12 +165,13 @@ def run(
     imgsz = check_img_size(imgsz, s=largest_stride(model))
     if save_dir is None:
         save_dir = increment_path(Path(project) / name, exist_ok=exist_ok, mkdir=True)
-    save_dir = Path(save_dir)
+    save_dir, layout = Path(save_dir), memory_format(device, dtype)
     if dataloader is None:
         kinds = {"single_cls": single_cls, "workers": workers, "strict": strict}
         dataloader = make_loader(data, task, imgsz, batch_size, largest_stride(model), **kinds)
         if device.type == "cuda":  # the first call sets up the kernels, which is no part of the speed
-            model(torch.zeros(1, 3, imgsz, imgsz, device=device))
+            with autocast(device, dtype is not None, dtype):
+                model(to_input(torch.zeros(batch_size, 3, imgsz, imgsz, dtype=torch.uint8), device, layout))
     save_txt = save_txt or save_hybrid
     labels_dir = save_dir / "labels"
     if save_txt:
@@ -180,9 +182,9 @@ def run(
     image = ImageMetrics(cls_names) if cls_names else None
     unlabelled = 0  # pictures without an image label, where the data has such labels
     detections_of: dict[str, np.ndarray] = {}
+    stems = UniqueStems()
     nms = {"conf_thres": conf_thres, "iou_thres": iou_thres, "max_det": max_det, "agnostic": single_cls}
     nms["multi_label"] = True
-    layout = memory_format(device, dtype)
 
     bar = tqdm(dataloader, desc=f"{'Validating':>22}", unit="batch", leave=False)
     for batch, (images, targets, image_targets, paths, shapes) in enumerate(bar):
@@ -226,14 +228,16 @@ def run(
         for i, path in enumerate(paths):
             if save_txt:
                 text = prediction_text(written[i], shapes[i][0], None if probs is None else probs[i], save_conf)
-                (labels_dir / f"{Path(path).stem}.txt").write_text(text, encoding="utf-8")
+                (labels_dir / f"{stems(path)}.txt").write_text(text, encoding="utf-8")
             if save_json:
                 detections_of[str(path)] = in_picture[i].numpy()
         if plots and batch < PLOTTED_BATCHES:
-            draw_batch(batch, images, targets, image_targets, found, probs, paths, names, cls_names, save_dir)
+            views = (data.cls_names, dict(model.cls_names))
+            draw_batch(batch, images, targets, image_targets, found, probs, paths, names, views, save_dir)
 
     model.train(was_training)
     detection_results = detection.compute()
+    detection_results["maps"] = detection.maps.tolist()  # mAP50-95 by class number
     image_results = image.compute() if image is not None else None
     accuracy = image_results["accuracy"] if image_results else None
     results = {
@@ -255,18 +259,19 @@ def run(
     }  # fmt: skip
     print(detection_table(results, per_class=nc > 1 and (verbose or (nc < 50 and not in_training))))
     if image is not None:
-        print(image_table(results, per_class=verbose or not in_training))
+        print(image_table(results, per_class=verbose or (len(cls_names) < 50 and not in_training)))
     elif data.cls_nc and not in_training:
         print("Image task: not measured, the network has no image-level branch")
     if not in_training:
         print(speed_line(results["speed_ms"], (batch_size, 3, imgsz, imgsz)))
+    if plots:
+        draw_results(detection, image, save_dir)
+    write_json(save_dir / "metrics.json", results)
     if save_json:
         stem = Path(weights[0] if isinstance(weights, list) else weights or "model").stem
         file = save_dir / f"{stem}_predictions.json"
         results["pycocotools"] = write_coco(detections_of, dataloader.dataset.index, data, names, file, max_det)
-    if plots:
-        draw_results(detection, image, save_dir)
-    write_json(save_dir / "metrics.json", results)
+        write_json(save_dir / "metrics.json", results)
     if save_txt:
         print(f"{len(list(labels_dir.glob('*.txt')))} label files saved to {labels_dir}")
     if not in_training:
@@ -318,9 +323,7 @@ def make_loader(
     split = task if task in ("train", "val", "test") else "val"
     ensure_data(data, (split,))
     index = scan_dataset(getattr(data, split), data.nc, data.cls_nc, single_cls=single_cls, prefix=split)
-    if index.problems:
-        print(problem_table(index.problems))
-    check_strict(index.problems, strict)
+    report_problems(index.problems, strict)
     square = task == "speed"
     return create_dataloader(
         index, imgsz, batch_size, stride=stride, rect=not square, pad=0.0 if square else 0.5, cls_nc=data.cls_nc,

@@ -128,7 +128,7 @@ class ImageHead(nn.Module):
     def __init__(self, channels: Sequence[int], cls_nc: int, hidden: int = 64, dropout: float = 0.2):
         super().__init__()
         self.cls_nc = cls_nc
-        self.hidden = nn.Linear(2 * sum(channels), hidden, bias=False)  # the norm that follows would take it away
+        self.hidden = nn.Linear(2 * sum(channels), hidden, bias=False)  # the norm that follows has one
         self.norm = nn.LayerNorm(hidden)
         self.act = nn.SiLU()
         self.drop = nn.Dropout(dropout)

@@ -60,7 +60,7 @@ def test_labels_read_back_as_joint_labels(weights, pictures, tmp_path, capsys):
     assert {p: p.read_bytes() for p in pictures.iterdir()} == before  # a user's picture is never written to
     text = capsys.readouterr().out
     assert f"image 1/2 {pictures / 'a.png'}: 96x128 " in text and f"image 2/2 {pictures / 'b.jpg'}: 128x96 " in text
-    assert "view PLAX 0." in text and "Speed: " in text and f"2 labels saved to {out / 'labels'}" in text
+    assert "image PLAX 0." in text and "Speed: " in text and f"2 labels saved to {out / 'labels'}" in text
 
     table = rows_of(out / "predictions.csv")
     for name, (height, width) in (("a.png", (96, 128)), ("b.jpg", (128, 96))):
@@ -85,7 +85,7 @@ def test_labels_read_back_as_joint_labels(weights, pictures, tmp_path, capsys):
 
 def test_detection_only_weights_say_nothing_of_views(plain_weights, pictures, tmp_path, capsys):
     out = run(plain_weights, pictures, tmp_path, save_txt=True, save_csv=True, save_conf=True)
-    assert "view" not in capsys.readouterr().out
+    assert ", image " not in capsys.readouterr().out
     assert "image_class" not in rows_of(out / "predictions.csv")[0]
     lines = (out / "labels" / "a.txt").read_text().splitlines()
     assert len(lines) == 4 and all(len(line.split()) == 6 for line in lines)
@@ -241,7 +241,7 @@ def test_label_text_leaves_out_what_no_label_may_hold():
 def test_words():
     found = np.array([[0, 0, 9, 9, 0.9, c] for c in (0, 1, 0, 1, 2)], np.float32)
     assert summary(found, None, NAMES, {}) == "2 cats, 2 MR, 1 dog"
-    assert summary(found[:0], np.array([0.02, 0.98]), NAMES, VIEWS) == "(no detections), view PLAX 0.98"
+    assert summary(found[:0], np.array([0.02, 0.98]), NAMES, VIEWS) == "(no detections), image PLAX 0.98"
     assert file_name("http://h/x/a.jpg?b=1") == "a.jpg" and file_name("rtsp://h:55/x?y") == "h_55_x_y"
 
 

@@ -225,7 +225,7 @@ def test_non_finite_loss_names_the_batch_and_changes_nothing(hyp, value):
     with pytest.raises(NonFiniteLoss, match="epoch 3 batch 7"):
         engine.end((batch_loss(engine, 0) * value,), 4, last=True, where="epoch 3 batch 7")
     assert all(torch.equal(a, b) for a, b in zip(before.values(), engine.model.state_dict().values(), strict=True))
-    assert engine.weights_finite()
+    assert engine.finite()
 
 
 def test_rng_state_is_plain_and_restores(tmp_path):

@@ -80,10 +80,10 @@ def test_text_color_has_readable_contrast(color):
     [
         ([0, 1, 0], "PLAX"),
         ([0.62, 0, 0.38], "PSAX 0.62 / A4C 0.38"),
-        ([0, 0, 0], "view ?"),
+        ([0, 0, 0], "image ?"),
         ([0.01, 0.98, 0.01], "PLAX 0.98"),
-        ([float("nan"), 0, 1], "view ?"),
-        ([], "view ?"),
+        ([float("nan"), 0, 1], "image ?"),
+        ([], "image ?"),
     ],
 )
 def test_image_label_text(row, text):

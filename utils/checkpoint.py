@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -87,6 +88,13 @@ def save_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def copy_checkpoint(source: str | Path, target: str | Path) -> None:
+    """Copy a checkpoint file; like a save, it appears under its name only when it is whole."""
+    temporary = Path(target).with_name(f".{Path(target).name}.tmp")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -53,7 +53,7 @@ DEFAULT_HYP: dict[str, float | str] = {
     "mosaic": 1.0,
     "mixup": 0.0,
     "copy_paste": 0.0,
-    "image_mix": "area",
+    "image_mix": "same_class",
     "image_label_smoothing": 0.0,
 }
 OPTIONAL_HYP = ("anchors", "label_smoothing")  # anchors per level; the flag of the same name, as runs save it

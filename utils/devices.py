@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import os
 import platform
 import sys
@@ -89,6 +90,7 @@ def use_all_cores(world_size: int = 1) -> int:
     return torch.get_num_threads()
 
 
+@functools.cache
 def cpu_gains_from_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX); elsewhere it would be slower."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
@@ -116,6 +118,11 @@ def amp_dtype(device: torch.device, amp: str = "auto") -> torch.dtype | None:
     if device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_gains_from_bfloat16() else None
+
+
+def half_dtype(device: torch.device) -> torch.dtype | None:
+    """Type that `--half` means: float16 on CUDA, bfloat16 on a processor, float32 (None) elsewhere."""
+    return {"cuda": torch.float16, "cpu": torch.bfloat16}.get(device.type)
 
 
 def autocast(
@@ -192,7 +199,8 @@ def init_world(device: torch.device) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # rank 0 validates alone while the others wait, which may take longer than the default time-out
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=3))
+    backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(hours=3))
     return World(dist.get_rank(), dist.get_world_size())
 
 
@@ -221,8 +229,3 @@ def all_reduce_mean(value: torch.Tensor, world: World) -> torch.Tensor:
         dist.all_reduce(value)
         value /= world.size
     return value
-
-
-def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The module inside a DistributedDataParallel wrapper."""
-    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model

@@ -42,7 +42,7 @@ class Engine:
 
     Args:
         model: The bare module, on its device and in its memory layout.
-        optimizer: With the three groups of `utils.optim.param_groups`.
+        optimizer: As `utils.optim.build_optimizer` makes it.
         schedule: Learning rates, momentum and accumulation by batch number.
         balancer: Turns task losses into gradients.
         amp_dtype: Autocast type; None is float32. float16 brings a gradient scaler.
@@ -70,7 +70,6 @@ class Engine:
         self._params = [p for p in model.parameters() if p.requires_grad]
         self._pending = 0  # batches whose gradients wait for a step
         self._plan: Step | None = None
-        self.grad_norm = float("nan")
         optimizer.zero_grad(set_to_none=True)
 
     def autocast(self):
@@ -102,7 +101,7 @@ class Engine:
             Whether the optimiser stepped.
 
         Raises:
-            NonFiniteLoss: A loss is NaN or infinite; nothing has been back-propagated.
+            NonFiniteLoss: A loss, or without a scaler a gradient, is NaN or infinite; the weights are unchanged.
         """
         values = torch.stack([loss.detach().reshape(()) for loss in losses])
         finite = torch.isfinite(values).all()
@@ -111,18 +110,21 @@ class Engine:
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
             finite = flag.bool()
         if not finite:
-            raise NonFiniteLoss(f"a loss is not finite ({', '.join(f'{v:.4g}' for v in values.tolist())}) in {where}")
+            own = ", ".join(f"{v:.4g}" for v in values.tolist())
+            raise NonFiniteLoss(f"a loss is not finite (here {own}) in {where}")
         self.balancer.backward(losses, batch_size, self.scaler if self.scaler.is_enabled() else None, present)
         self._pending += 1
         if self._pending < self._plan.accumulate and not last:
             return False
-        self._step()
+        self._step(where)
         return True
 
-    def _step(self) -> None:
+    def _step(self, where: str) -> None:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._params, self.max_norm, foreach=True)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):  # the same on every rank: gradients are shared
+            raise NonFiniteLoss(f"a gradient is not finite (norm {float(norm):.4g}) in {where}")
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)  # skipped inside when float16 overflowed
         self.scaler.update()
@@ -130,13 +132,12 @@ class Engine:
         self.balancer.step(stepped)
         self.optimizer.zero_grad(set_to_none=True)
         self._pending = 0
-        self.grad_norm = float(norm)
         if self.ema and stepped:
             self.ema.update()
 
-    def weights_finite(self) -> bool:
-        """Whether every trained parameter is finite (asked before an emergency save)."""
-        return all(bool(torch.isfinite(p).all()) for p in self._params)
+    def finite(self) -> bool:
+        """Whether the model's whole state is finite, batch statistics too (asked before an emergency save)."""
+        return all(bool(torch.isfinite(v).all()) for v in self.model.state_dict().values() if v.is_floating_point())
 
     def state_dict(self) -> dict:
         """Everything besides the model's weights that a resumed run needs, as plain values and tensors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def as_number(text: str) -> float | str:
 
 
 def evolve(
-    train: Callable[[dict, Path], dict],
+    train: Callable[[dict, Path], dict | None],
     folder: Path,
     generations: int,
     hyp: dict,
@@ -97,7 +98,7 @@ def evolve(
     """Run `generations` trainings, each with a mutated child of the fittest so far.
 
     Args:
-        train: `train(hyp, save_dir)` → metrics with `fitness` (and `detection`, `image`).
+        train: `train(hyp, save_dir)` → metrics with `fitness` and `detection`; None where the training diverged.
         folder: Receives `evolve.csv` (one row a training), `hyp_evolve.yaml` (the best) and a folder per training.
         hyp: The first candidate.
         population: More first candidates, tried before anything mutates.
@@ -106,23 +107,25 @@ def evolve(
     Returns:
         The fittest hyperparameters.
     """
-    rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "evolve.csv"
     parents = read_history(history) if history else []
+    if history and history != table:
+        shutil.copyfile(history, table)  # so that this evolution can be continued as well
+    rng = np.random.default_rng([seed, len(parents)])  # other draws than those that made the parents
     first = [] if parents else [hyp, *population]
     keys = list(hyp)
     for generation in range(generations):
         candidate = first[generation] if generation < len(first) else mutate(parents, rng)
-        results = train(candidate, folder / f"generation{generation}")
-        fitness = float(results["fitness"])
+        results = train(candidate, folder / f"generation{generation}")  # None: this one diverged
+        fitness = float(results["fitness"]) if results else 0.0
         parents.append((fitness, candidate))
         new = not table.exists()
         with open(table, "a", newline="", encoding="utf-8") as f:
             writer = csv.writer(f)
             if new:
                 writer.writerow(["fitness", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95", *keys])
-            detection = results["detection"]
+            detection = results["detection"] if results else {"map50": 0.0, "map50_95": 0.0}
             values = [candidate.get(k, hyp[k]) for k in keys]
             writer.writerow([fitness, detection["map50"], detection["map50_95"], *values])
         best_fitness, best = max(parents, key=lambda x: x[0])

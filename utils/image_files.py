@@ -6,7 +6,6 @@ import glob
 import io
 import os
 import re
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -137,14 +136,12 @@ def verify_image(path: str) -> tuple[int, int]:
     if not data:
         raise ValueError("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
-            picture = Image.open(io.BytesIO(data))
-            width, height = picture.size
-            kind = picture.format
-            if kind not in ("JPEG", "MPO") or not data.endswith(b"\xff\xd9"):
-                picture.load()  # decodes all of it, which finds missing data
-            rotated = picture.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
+        picture = Image.open(io.BytesIO(data))
+        width, height = picture.size
+        kind = picture.format
+        if kind not in ("JPEG", "MPO") or not data.endswith(b"\xff\xd9"):
+            picture.load()  # decodes all of it, which finds missing data
+        rotated = picture.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
     except Exception as error:  # decoders raise many types on broken data
         raise ValueError(f"cannot be decoded ({one_line(error)})") from None
     if kind not in _PIL_FORMATS:

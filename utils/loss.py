@@ -240,6 +240,17 @@ class JointParts:
         return torch.stack((self.box, self.obj, self.cls, self.image))
 
 
+def scale_gains(hyp: dict, model: nn.Module, imgsz: int, label_smoothing: float) -> dict:
+    """Loss gains for the number of levels, classes and pixels (YOLOv5's scaling), in a copy of `hyp`."""
+    levels = 3 / model.detect.nl
+    return hyp | {
+        "box": hyp["box"] * levels,
+        "cls": hyp["cls"] * model.nc / 80 * levels,
+        "obj": hyp["obj"] * (imgsz / 640) ** 2 * levels,
+        "label_smoothing": label_smoothing,
+    }
+
+
 class ComputeJointLoss:
     """Both tasks: detection loss and image loss, summed with the balancer's weights.
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from utils.devices import cpu_gains_from_bfloat16
+
 # Quintic x ↦ a x + b x³ + c x⁵ whose iteration drives singular values in (0, 1] to about 1 (0.7 … 1.2).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -20,17 +22,18 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
         iterations: Newton-Schulz iterations; five give singular values between about 0.7 and 1.2.
 
     Returns:
-        The same shape and type; computed in bfloat16, which is enough for a direction.
+        The same shape and type; computed in bfloat16, which is enough for a direction, where the device is fast at it.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16()
-    if wide := x.shape[-2] > x.shape[-1]:
+    fast = matrices.is_cuda or (matrices.device.type == "cpu" and cpu_gains_from_bfloat16())
+    x = matrices.to(torch.bfloat16 if fast else torch.float32)
+    if tall := x.shape[-2] > x.shape[-1]:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if wide else x).to(matrices.dtype)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):

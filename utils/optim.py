@@ -37,7 +37,7 @@ def scaled_weight_decay(weight_decay: float, batch_size: int, nominal_batch: int
 
 
 def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Split the trainable parameters as YOLOv5 does: `(biases, weights, norm weights)`; only the second one decays."""
+    """Split the parameters as YOLOv5 does: `(biases, weights, norm weights)`; only the second one decays."""
     norms = tuple(v for k, v in nn.__dict__.items() if "Norm" in k and isinstance(v, type))
     biases, weights, norm_weights = [], [], []
     for module in model.modules():
@@ -96,7 +96,7 @@ def lr_factor(epoch: float, epochs: int, lrf: float, cosine: bool = False) -> fl
 class Step:
     """What holds for one batch: the learning rate of each group, the momentum, and how many batches make a step."""
 
-    lr: tuple[float, float, float]  # biases, weights, norm weights
+    lr: tuple[float, float, float]  # biases, weights, norm weights (a fourth group has that of the weights)
     momentum: float
     accumulate: int
 

@@ -42,6 +42,26 @@ def find_file(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
     raise FileNotFoundError(f"'{name}' not found. Tried:\n  {tried}")
 
 
+class UniqueStems:
+    """Stems for files about pictures: equal stems from different folders get `_2`, `_3` and so on."""
+
+    def __init__(self) -> None:
+        self._stems: dict[str, str] = {}  # by path
+        self._used: set[str] = set()
+
+    def __call__(self, path: str | Path, stem: str | None = None) -> str:
+        """The stem for `path`, always the same; built on `stem` where given."""
+        path = str(path)
+        if path not in self._stems:
+            wanted = name = stem or Path(path).stem
+            number = 2
+            while name in self._used:
+                name, number = f"{wanted}_{number}", number + 1
+            self._stems[path] = name
+            self._used.add(name)
+        return self._stems[path]
+
+
 def increment_path(path: str | Path, exist_ok: bool = False, sep: str = "", mkdir: bool = False) -> Path:
     """`runs/exp` if it is free, else the first free of `runs/exp2`, `runs/exp3`, … (the number goes before a suffix).
 

@@ -21,7 +21,7 @@ from utils.paths import increment_path
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 DARK, WHITE = (24, 24, 24), (255, 255, 255)
-UNKNOWN_IMAGE_LABEL = "view ?"
+UNKNOWN_IMAGE_LABEL = "image ?"
 MIN_FONT_SIZE = 9
 
 # Wong, Points of view: Color blindness, Nature Methods 2011 (RGB; black left out, blue lightened for dark pictures).
@@ -67,7 +67,7 @@ def image_label_text(row, cls_names: Mapping[int, str] | Sequence[str], max_clas
         max_classes: at most so many classes are named; shares under 0.05 are not.
 
     Returns:
-        `"PLAX"` for a one-hot row, `"PSAX 0.62 / A4C 0.38"` for shares or probabilities, `"view ?"` for an unknown row.
+        `"PLAX"` for a one-hot row, `"PSAX 0.62 / A4C 0.38"` for shares or probabilities, `"image ?"` where unknown.
     """
     row = np.asarray(row, dtype=np.float64).reshape(-1)
     if not row.size or not np.isfinite(row).all() or row.sum() <= 0:

@@ -116,15 +116,18 @@ def draw_results(detection: DetectionMetrics, image: ImageMetrics | None, save_d
 
 
 def draw_batch(batch: int, images, targets, image_targets, found, probs, paths, names, cls_names, save_dir) -> None:
-    """Labels and predictions (boxes [n,6] in pixels of the input) of a batch as val_batchN_{labels,pred}.jpg."""
+    """Labels and predictions (boxes [n,6] in pixels of the input) of a batch as val_batchN_{labels,pred}.jpg.
+
+    `cls_names` are the image classes of the data and of the network: one of them may have none.
+    """
     height, width = images.shape[2:]
     rows = []
     for i, boxes in enumerate(found):
         centres = xyxy2xywhn(boxes[:, :4], width, height)
         rows.append(torch.cat((torch.full((len(boxes), 1), i), boxes[:, 5:6], centres, boxes[:, 4:5]), 1))
     file = str(save_dir / f"val_batch{batch}_%s.jpg")
-    plot_images(images, targets, image_targets, paths, file % "labels", names, cls_names)
-    plot_images(images, torch.cat(rows), probs, paths, file % "pred", names, cls_names)
+    plot_images(images, targets, image_targets, paths, file % "labels", names, cls_names[0])
+    plot_images(images, torch.cat(rows), probs, paths, file % "pred", names, cls_names[1])
 
 
 def prediction_text(detections: Tensor, size: Sequence[int], probs: Tensor | None, save_conf: bool) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from utils.boxes import xyxy2xywhn
 from utils.labels import format_label
+from utils.paths import UniqueStems
 from utils.plots import Annotator, colors, save_one_box
 from utils.sources import Frame
 
@@ -50,13 +51,13 @@ def draw(
 
 
 def summary(detections: np.ndarray, probs: np.ndarray | None, names: dict[int, str], cls_names: dict[int, str]) -> str:
-    """Both answers in words: `2 persons, 1 bus, view PLAX 0.98`; arguments as in `draw`."""
+    """Both answers in words: `2 persons, 1 bus, image PLAX 0.98`; arguments as in `draw`."""
     counts = Counter(detections[:, 5].astype(int).tolist())
     # abbreviations such as MR take no plural s
     parts = [f"{n} {names[c]}{'s' * (n > 1 and not names[c].isupper())}" for c, n in sorted(counts.items())]
     parts = parts or ["(no detections)"]
     if probs is not None:
-        parts.append(f"view {cls_names[int(probs.argmax())]} {probs.max():.2f}")
+        parts.append(f"image {cls_names[int(probs.argmax())]} {probs.max():.2f}")
     return ", ".join(parts)
 
 
@@ -113,7 +114,7 @@ class ResultWriter:
     def __init__(self, save_dir: Path, names: dict[int, str], cls_names: dict[int, str], save_csv: bool = False):
         self.save_dir, self.names, self.cls_names = save_dir, names, cls_names
         self.labels = 0  # label files written
-        self._stems: dict[str, str] = {}  # by path
+        self._stems = UniqueStems()
         self._videos: dict[str, tuple[cv2.VideoWriter, tuple[int, int]]] = {}
         self._video_frames: Counter[str] = Counter()
         self._table = self._open_table() if save_csv else None
@@ -213,14 +214,8 @@ class ResultWriter:
 
     def _stem(self, path: str) -> str:
         """Name without suffix for the results of a path; another path of the same name gets a number."""
-        if path not in self._stems:
-            stem = base = Path(file_name(path)).stem if "." in file_name(path) else file_name(path)
-            n = 1
-            while stem in self._stems.values():
-                n += 1
-                stem = f"{base}_{n}"
-            self._stems[path] = stem
-        return self._stems[path]
+        name = file_name(path)
+        return self._stems(path, Path(name).stem if "." in name else name)
 
 
 def write_image(file: str | Path, image: np.ndarray) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import os
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -181,7 +183,8 @@ def _scan(
 
     workers = workers if workers else min(8, os.cpu_count() or 1)
     # Threads: decoding releases the interpreter lock, and nothing has to be pickled or forked.
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
+        warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
         pairs = zip(files, label_files, strict=True)
         bar = tqdm(
             pool.map(check, pairs), total=len(files), desc=f"{prefix}: scanning", unit="pic", disable=not verbose
@@ -341,6 +344,21 @@ def problem_table(problems: Sequence[Problem], limit: int = 20) -> str:
     if len(problems) > len(shown):
         lines.append(f"  … and {len(problems) - len(shown)} more")
     return "\n".join(lines)
+
+
+def report_problems(
+    problems: Sequence[Problem], strict: bool = False, file: Path | None = None, verbose: bool = True
+) -> None:
+    """Print the table of what was left out, write all of it to `file` (csv), and stop a strict run."""
+    if problems and verbose:
+        print(problem_table(problems), flush=True)
+        if file is not None:
+            with open(file, "w", newline="", encoding="utf-8") as f:
+                writer = csv.writer(f)
+                writer.writerow(("kind", "file", "line", "reason"))
+                writer.writerows((p.kind, p.file, p.line or "", p.reason) for p in problems)
+            print(f"  all of them: {file}", flush=True)
+    check_strict(problems, strict)
 
 
 def check_strict(problems: Sequence[Problem], strict: bool) -> None:
