@@ -127,7 +127,7 @@ def test_image_level_answer(model, rgb):
     assert torch.allclose(result.image_probs.sum(1), torch.ones(2))
     one = result.tolist()[1]
     assert one.n == 1 and one.image_class == ["PLAX"] and torch.equal(one.xyxy[0], result.xyxy[1])
-    assert "view PLAX 0." in str(result)
+    assert "image PLAX 0." in str(result)
 
 
 def test_detection_only_results_have_no_image_answer(rgb, tmp_path):

@@ -126,7 +126,7 @@ def test_losses_fall_and_the_view_is_learned(data, tiny_cfg, tmp_path):
     hyp = load_yaml(ROOT / "data/hyps/hyp.no-augmentation.yaml")
     save_yaml(tmp_path / "hyp.yaml", hyp)
     results = train(
-        data, tiny_cfg, tmp_path, epochs=25, hyp=tmp_path / "hyp.yaml", noval=True, noplots=True, **{"close-mosaic": 25}
+        data, tiny_cfg, tmp_path, epochs=40, hyp=tmp_path / "hyp.yaml", noval=True, noplots=True, **{"close-mosaic": 25}
     )
     records = history(tmp_path / "exp")
     first, last = records[0]["train"], records[-1]["train"]

@@ -143,7 +143,7 @@ class ComputeLoss:
                 target.view(-1)[cell] = iou[last[cell]]
             level = self.bce_obj(x[..., 4].float(), target).mean()
             total = total + level * self.balance[i]
-            if self.autobalance:
+            if self.autobalance and torch.is_grad_enabled():  # validation must not change what is trained
                 self.balance[i] = self.balance[i] * 0.9999 + 0.0001 / level.item()
         if self.autobalance:
             self.balance = [b / self.balance[self.reference_level] for b in self.balance]
