@@ -239,3 +239,14 @@ def test_evolve_keeps_the_fittest(data, tiny_cfg, tmp_path):
     folder = tmp_path / "exp"
     assert len((folder / "evolve.csv").read_text().splitlines()) == 3
     assert load_yaml(folder / "hyp_evolve.yaml")["lr0"] == best["lr0"]
+
+
+def test_two_processes_train_as_one(data, tiny_cfg, tmp_path):
+    args = arguments(data, tiny_cfg, tmp_path, epochs=1, noplots=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*command, str(ROOT / "train_joint.py"), *args], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = history(tmp_path / "exp")
+    assert len(records) == 1 and np.isfinite(records[0]["train"]["det"])
+    assert (tmp_path / "exp/weights/best.pt").is_file() and not (tmp_path / "exp2").exists()
+    assert done.stdout.count("Results saved to") == 2  # the final validation and the run, of one process

@@ -257,9 +257,16 @@ def plot_pr_curve(px, py, ap, fname: str | Path, names: Names, classes=None, cou
 
 
 def plot_metric_curve(
-    px, py, fname: str | Path, names: Names, xlabel: str = "confidence", ylabel: str = "F1", classes=None
+    px,
+    py,
+    fname: str | Path,
+    names: Names,
+    xlabel: str = "confidence",
+    ylabel: str = "F1",
+    classes=None,
+    threshold: float | None = None,
 ) -> Path:
-    """Draw precision, recall or F1 over the confidence threshold, a line per class, their mean and its best threshold.
+    """Draw precision, recall or F1 over the confidence threshold: a line per class and their mean, marked at a point.
 
     Args:
         px: confidence threshold, [P].
@@ -267,6 +274,7 @@ def plot_metric_curve(
         fname: where to write (.png).
         names, classes: see `plot_pr_curve`.
         xlabel, ylabel: names of the axes; `ylabel` is the metric.
+        threshold: where to mark the mean, such as the threshold that the tables use; None: at its maximum.
 
     Raises:
         ValueError: when rows and names do not agree.
@@ -277,7 +285,7 @@ def plot_metric_curve(
     _class_curves(ax, px, py, names, classes, [f"max {y.max():.2f}" for y in py])
     if len(py):
         mean = py.mean(0)
-        best = int(mean.argmax())
+        best = int(mean.argmax()) if threshold is None else int(np.abs(px - threshold).argmin())
         label = f"all {len(py)} classes {mean[best]:.2f} at {px[best]:.3f}"
         ax.plot(px, mean, lw=3, color="#1a3f8f", zorder=3, label=label)
         ax.plot(px[best], mean[best], "o", color="#1a3f8f", ms=8, mec="white", clip_on=False, zorder=5)

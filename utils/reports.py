@@ -107,7 +107,8 @@ def draw_results(detection: DetectionMetrics, image: ImageMetrics | None, save_d
         ("P", result.p_curve, "Precision"),
         ("R", result.r_curve, "Recall"),
     ):
-        plot_metric_curve(CURVE_POINTS, curve, save_dir / f"{letter}_curve.png", names, ylabel=label, classes=classes)
+        file = save_dir / f"{letter}_curve.png"
+        plot_metric_curve(CURVE_POINTS, curve, file, names, ylabel=label, classes=classes, threshold=result.threshold)
     title = f"Objects: confidence > {detection.confusion.conf}, IoU > {detection.confusion.iou_thres}"
     plot_confusion_matrix(detection.confusion.matrix, names, title, save_dir / "confusion_matrix.png")
     if image is not None and image.known:
