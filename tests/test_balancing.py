@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
-import doctest
 import math
 
 import pytest
@@ -13,73 +11,17 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from two_tasks import TwoTasks, train
 
-import utils.balancing
 from models.yolo import Model
 from utils.balancing import (
-    BALANCERS,
     Fixed,
     GradNorm,
-    add_balancer_arguments,
     build_balancer,
-    build_balancer_from_args,
     gradnorm_gradient,
 )
 from utils.loss import ComputeJointLoss
 from utils.task_gradients import Measurement, gram
-
-
-class TwoTasks(nn.Module):
-    """A trunk and two heads; the last layer of the trunk is W."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.trunk = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8))
-        self.heads = nn.ModuleList([nn.Linear(8, 1), nn.Linear(8, 1)])
-        self.register_buffer("x", torch.randn(64, 4))
-        self.register_buffer("y", torch.stack((self.x.sum(1), 3 * self.x[:, 0].sin()), 1))
-
-    @property
-    def shared(self) -> list[nn.Parameter]:
-        return [self.trunk[2].weight]
-
-    def losses(self, rows: slice = slice(None)) -> list[Tensor]:
-        return self(self.x[rows], self.y[rows])
-
-    def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        features = self.trunk(x).tanh()
-        return [(head(features)[:, 0] - y[:, i]).square().mean() for i, head in enumerate(self.heads)]
-
-
-def train(
-    model: TwoTasks, balancer, steps: int, start: int = 0, micro: int = 1, scaler=None, edit=None
-) -> list[Tensor]:
-    """Plain SGD through the protocol; `edit(step, losses)` may change the losses. Returns the weights per step."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    history = []
-    for k in range(start, steps):
-        torch.manual_seed(k)
-        for part in range(micro):
-            n = 64 // micro
-            losses = model.losses(slice(part * n, part * n + n))
-            losses = edit(k, losses) if edit else losses
-            balancer.backward(losses, batch_size=n, scaler=scaler)
-        for p in model.parameters():
-            p.grad /= 64
-        stepped = True
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-            before = scaler.get_scale()
-            scaler.step(optimizer)
-            scaler.update()
-            stepped = scaler.get_scale() >= before
-        else:
-            optimizer.step()
-        balancer.step(stepped)
-        optimizer.zero_grad()
-        history.append(balancer.weights)
-    return history
 
 
 def measured(norms, losses, present=None, cosine=0.0) -> Measurement:
@@ -136,11 +78,9 @@ def test_weights_stay_positive_and_sum_to_the_number_of_tasks(tasks, data, alpha
         norms, losses = rounds[step % len(rounds)]
         if step >= 500:  # the unit of the first loss changes
             norms, losses = ([v[0] * rescale, *v[1:]] for v in (norms, losses))
-        before = balancer._weights
         balancer._rebalance(measured(norms, losses))
         assert min(balancer._weights) > 0
         assert math.isclose(sum(balancer._weights), tasks, rel_tol=1e-9)
-        assert before is not balancer.weights
     assert balancer.updates == 1000
     assert balancer.weights.sum().item() == pytest.approx(tasks, rel=1e-6)
     assert (balancer.weights > 0).all()
@@ -457,167 +397,6 @@ def test_early_users_check(seed):
     assert (weights[21:] - weights[20:-1]).abs().max() < 0.05
     assert weights.min() > 0.01
     assert (losses[-10:].mean(0) < losses[:10].mean(0)).all()
-
-
-# ---- resume ---------------------------------------------------------------------------------------------------------
-
-
-def build(name: str, model: TwoTasks, **options):
-    try:
-        return build_balancer(name, 2, model.shared, model.parameters(), **options)
-    except ValueError as error:
-        if "pip install" in str(error):
-            pytest.skip(str(error))
-        raise
-
-
-def drop_a_task(step: int, losses: list[Tensor]) -> list[Tensor]:
-    return [losses[0], losses[1] * 0] if step % 7 == 3 else losses
-
-
-@pytest.mark.parametrize("name", BALANCERS)
-def test_every_balancer_trains_and_resumes_where_it_was_cut(name, tmp_path):
-    whole, cut, later = TwoTasks(), TwoTasks(), TwoTasks()
-    balancers = [build(name, m, interval=3) for m in (whole, cut, later)]
-    start = [x.item() for x in whole.losses()]
-    train(whole, balancers[0], 10, edit=drop_a_task, micro=2)
-    balancers[0].end_epoch()
-    want = train(whole, balancers[0], 30, 10, edit=drop_a_task, micro=2)
-    train(cut, balancers[1], 10, edit=drop_a_task, micro=2)
-    balancers[1].end_epoch()
-    train(cut, balancers[1], 14, 10, edit=drop_a_task, micro=2)
-    torch.save({"model": cut.state_dict(), "balancer": balancers[1].state_dict()}, tmp_path / "last.pt")
-
-    saved = torch.load(tmp_path / "last.pt", weights_only=True)
-    later.load_state_dict(saved["model"])
-    balancers[2].load_state_dict(saved["balancer"])
-    got = train(later, balancers[2], 30, 14, edit=drop_a_task, micro=2)
-    torch.testing.assert_close(torch.stack(got), torch.stack(want[4:]), rtol=0, atol=0)
-    torch.testing.assert_close(later.state_dict(), whole.state_dict(), rtol=0, atol=0)
-    assert sum(x.item() for x in whole.losses()) < sum(start)
-    assert balancers[0].stats()["measured"] > 0
-    assert torch.isfinite(balancers[0].weights).all()
-    assert math.isfinite(balancers[0].combine(whole.losses()).item())
-
-
-def test_a_state_of_another_balancer_is_refused():
-    with pytest.raises(ValueError, match="'fixed'.*'gradnorm'"):
-        GradNorm(2).load_state_dict(Fixed(2).state_dict())
-    with pytest.raises(ValueError, match="3 tasks"):
-        Fixed(2).load_state_dict(Fixed(3).state_dict())
-
-
-# ---- torchjd --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [n for n, e in utils.balancing.TORCHJD_BALANCERS.items() if e.kind == "scalarization"])
-def test_a_scalarizer_gives_torchjds_gradient(name):
-    model = TwoTasks()
-    balancer = build(name, model)
-    torch.manual_seed(0)
-    balancer.backward(model.losses())
-    got = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    torch.manual_seed(0)
-    build(name, model).scalarizer(torch.stack(model.losses())).backward()
-    for g, p in zip(got, model.parameters(), strict=True):
-        torch.testing.assert_close(g, p.grad, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["upgrad", "pcgrad", "mgda", "imtl_g", "aligned_mtl", "config", "cagrad", "nash_mtl"])
-def test_an_aggregator_gives_torchjds_gradient(name):
-    from torchjd.autojac import jac_to_grad, mtl_backward
-
-    model = TwoTasks()
-    balancer = build(name, model)
-    balancer.backward(model.losses(), batch_size=1)
-    got = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    features = model.trunk(model.x).tanh()
-    losses = [(head(features)[:, 0] - model.y[:, i]).square().mean() for i, head in enumerate(model.heads)]
-    mtl_backward(losses, features=features)
-    jac_to_grad(model.trunk.parameters(), build(name, model).aggregator)
-    for g, (key, p) in zip(got, model.named_parameters(), strict=True):
-        factor = balancer.factor if key.startswith("trunk") else 1.0
-        torch.testing.assert_close(g, p.grad * factor, rtol=1e-3, atol=1e-5)
-
-
-def test_uw_learns_the_inverse_of_each_loss():
-    """At rest exp(-s_i) L_i = 1, and the weight is exp(-s_i) / 2; also from micro-batches under a loss scale."""
-    p = nn.Parameter(torch.zeros(()))
-    balancer = build_balancer("uw", 2, lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    for _ in range(150):
-        for _ in range(2):
-            balancer.backward([p + 10.0, p + 0.2], batch_size=4, scaler=scaler)
-        balancer.step()
-    assert balancer.weights.tolist() == pytest.approx([0.05, 2.5], rel=0.02)
-
-
-def test_float16_overflow_reaches_the_scaler_through_an_aggregator():
-    model = TwoTasks()
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    balancer = build("mgda", model)
-    before = copy.deepcopy(model.state_dict())
-    train(model, balancer, 1, scaler=scaler, edit=lambda k, losses: [losses[0] * 1e38, losses[1]])
-    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-    train(model, balancer, 2, scaler=scaler)
-    assert all(torch.isfinite(p).all() for p in model.parameters())
-
-
-def test_options_of_others_are_checked():
-    with pytest.raises(ValueError, match="temperature"):
-        build("dwa", TwoTasks(), alpha=1.0)
-    with pytest.raises(ValueError, match="params"):
-        build_balancer("mgda", 2, TwoTasks().shared)
-    with pytest.raises(ValueError, match="gradnorm, fixed"):
-        build_balancer("nonsense", 2)
-
-
-# ---- command line and documentation ---------------------------------------------------------------------------------
-
-
-def parse(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_balancer_arguments(parser)
-    return parser.parse_args(words)
-
-
-def test_help_lists_every_balancer_with_its_paper():
-    parser = argparse.ArgumentParser()
-    add_balancer_arguments(parser)
-    text = " ".join(parser.format_help().split())
-    for name, about in BALANCERS.items():
-        assert f"{name} {about}" in text
-        assert about.endswith(")") and "20" in about.rsplit("(", 1)[1]
-
-
-def test_the_command_line_builds_what_it_says():
-    model = TwoTasks()
-    balancer = build_balancer_from_args(parse(), 2, model.shared, model.parameters())
-    assert isinstance(balancer, GradNorm) and balancer.alpha == 1.5
-    words = "--gradnorm-alpha 0.5 --gradnorm-lr 0.1 --gradnorm-interval 3 --task-weights 1 0.01 --gradnorm-freeze 2"
-    balancer = build_balancer_from_args(parse(*words.split()), 2, model.shared)
-    assert (balancer.alpha, balancer.lr, balancer.interval, balancer.freeze_after) == (0.5, 0.1, 3, 2)
-    assert balancer.weights.tolist() == pytest.approx([2 / 1.01, 0.02 / 1.01])
-    balancer = build_balancer_from_args(parse("--balancer", "fixed", "--task-weights", "1", "0.1"), 2, model.shared)
-    assert isinstance(balancer, Fixed) and balancer.weights.tolist() == pytest.approx([1, 0.1])
-    words = ["--balancer", "dwa", "--balancer-option", "temperature=5"]
-    assert build_balancer_from_args(parse(*words), 2, model.shared).scalarizer.temperature == 5
-
-
-def test_without_shared_layers_the_default_is_the_fixed_sum():
-    assert isinstance(build_balancer_from_args(parse(), 2, []), Fixed)
-    assert isinstance(build_balancer_from_args(parse("--balancer", "uw"), 1, []), Fixed)
-    with pytest.raises(ValueError, match="--balancer fixed"):
-        build_balancer_from_args(parse("--balancer", "gradnorm"), 2, [])
-    with pytest.raises(ValueError, match="2 numbers"):
-        build_balancer_from_args(parse("--task-weights", "1"), 2, [])
-
-
-def test_the_example_in_the_documentation_runs():
-    result = doctest.testmod(utils.balancing)
-    assert result.attempted >= 8 and result.failed == 0
 
 
 # ---- several processes ----------------------------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+"""A small model with two tasks, and a training loop for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class TwoTasks(nn.Module):
+    """A trunk and two heads; the last layer of the trunk is W."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.trunk = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8))
+        self.heads = nn.ModuleList([nn.Linear(8, 1), nn.Linear(8, 1)])
+        self.register_buffer("x", torch.randn(64, 4))
+        self.register_buffer("y", torch.stack((self.x.sum(1), 3 * self.x[:, 0].sin()), 1))
+
+    @property
+    def shared(self) -> list[nn.Parameter]:
+        return [self.trunk[2].weight]
+
+    def losses(self, rows: slice = slice(None)) -> list[Tensor]:
+        return self(self.x[rows], self.y[rows])
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        features = self.trunk(x).tanh()
+        return [(head(features)[:, 0] - y[:, i]).square().mean() for i, head in enumerate(self.heads)]
+
+
+def train(
+    model: TwoTasks, balancer, steps: int, start: int = 0, micro: int = 1, scaler=None, edit=None
+) -> list[Tensor]:
+    """Plain SGD through the protocol; `edit(step, losses)` may change the losses. Returns the weights per step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    history = []
+    for k in range(start, steps):
+        torch.manual_seed(k)
+        for part in range(micro):
+            n = 64 // micro
+            losses = model.losses(slice(part * n, part * n + n))
+            losses = edit(k, losses) if edit else losses
+            balancer.backward(losses, batch_size=n, scaler=scaler)
+        for p in model.parameters():
+            p.grad /= 64
+        stepped = True
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+            before = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            stepped = scaler.get_scale() >= before
+        else:
+            optimizer.step()
+        balancer.step(stepped)
+        optimizer.zero_grad()
+        history.append(balancer.weights)
+    return history
