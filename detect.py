@@ -18,9 +18,10 @@ import cv2
 import numpy as np
 import torch
 
+from models.exported import input_size, refuse_augment, suppress, tell_thresholds, usable_half
 from models.load import find_weights, input_dtype, largest_stride, load_model, predict
 from utils.augmentations import letterbox
-from utils.boxes import check_img_size, non_max_suppression, scale_boxes
+from utils.boxes import scale_boxes
 from utils.checkpoint import strip_checkpoint
 from utils.config import load_data_config
 from utils.devices import autocast, describe_device, half_dtype, select_device, synchronize, to_input, use_all_cores
@@ -34,10 +35,10 @@ class Detector:
 
     Args:
         model: From `load_model`.
-        imgsz: Height and width of the input, multiples of the model's stride.
+        imgsz: Height and width of the input, from `input_size`.
         half: Autocast to the device's half precision.
         augment: Test-time augmentation.
-        nms: Arguments for `non_max_suppression`.
+        nms: Arguments for `suppress`.
 
     Attributes:
         seen: Pictures so far.
@@ -56,6 +57,7 @@ class Detector:
         )
         self.stride = largest_stride(model)
         self.dtype = input_dtype(model)
+        self.fixed = getattr(model, "imgsz", None) is not None  # an exported file that takes one size alone
         self.seen, self.seconds, self.shape = 0, np.zeros(3), (1, 3, *imgsz)
         if device.type == "cuda":
             predict(model, torch.zeros(self.shape, device=device, dtype=self.dtype))  # loads the kernels
@@ -69,7 +71,7 @@ class Detector:
         with autocast(self.device, self.half, half_dtype(self.device)):
             decoded, probs = predict(self.model, images, self.augment)
         t2 = self._now()
-        found = non_max_suppression(decoded, **self.nms)
+        found = suppress(self.model, decoded, **self.nms)
         self.seconds += (t1 - t0, t2 - t1, self._now() - t2)
         self.seen, self.shape = self.seen + len(pictures), tuple(images.shape)
         detections = [_in_picture(d, images.shape[2:], im.shape[:2]) for d, im in zip(found, pictures, strict=True)]
@@ -77,7 +79,7 @@ class Detector:
 
     def _letterboxed(self, pictures: list[np.ndarray]) -> torch.Tensor:
         """BGR pictures → [B,3,H,W] in 0..1 on the device; pictures of one size are padded to the next stride only."""
-        auto = len({im.shape for im in pictures}) == 1
+        auto = len({im.shape for im in pictures}) == 1 and not self.fixed
         boxed = [letterbox(im, self.imgsz, stride=self.stride, auto=auto)[0] for im in pictures]
         chw = np.ascontiguousarray(np.stack(boxed)[..., ::-1].transpose(0, 3, 1, 2))
         return to_input(torch.from_numpy(chw), self.device).to(self.dtype)
@@ -128,13 +130,16 @@ def run(
     """
     device = select_device(device)
     use_all_cores()
-    model = load_model(weights, device, half=half and device.type == "cuda")
+    model = load_model(weights, device, half=half and device.type == "cuda", dnn=dnn)
     names, cls_names = model.names or load_data_config(data).names, model.cls_names
     _check_arguments(classes, save_format, conf_thres, iou_thres, names)
-    imgsz = tuple(check_img_size(_pair(imgsz), s=largest_stride(model)))
+    refuse_augment(model, augment)
+    sides = _pair(imgsz)
     print(f"{describe_device(device)}\n{_describe_model(weights, names, cls_names)}")
-    if dnn:
-        print("WARNING: --dnn runs ONNX files through OpenCV; PyTorch runs these weights, so the flag changes nothing")
+    if dnn and not any(str(file).endswith(".onnx") for file in _files(weights)):
+        print("WARNING: --dnn runs ONNX files through OpenCV; these weights are none, so the flag changes nothing")
+    imgsz, half = tuple(input_size(model, sides)), usable_half(model, half)
+    tell_thresholds(model, conf_thres, iou_thres, max_det, agnostic_nms)
     nms = {"conf_thres": conf_thres, "iou_thres": iou_thres, "classes": classes, "agnostic": agnostic_nms}
     detector = Detector(model, device, imgsz, half=half, augment=augment, max_det=max_det, **nms)
 
@@ -177,9 +182,10 @@ def run(
         print(f"{writer.labels} labels saved to {save_dir / 'labels'}")
     print(f"Results saved to {save_dir}")
     if update:
-        for file in _files(weights):
-            strip_checkpoint(find_weights(file))
-            print(f"{file}: stripped of its training state")
+        for file in map(find_weights, _files(weights)):
+            if file.suffix == ".pt":
+                strip_checkpoint(file)
+            print(f"{file}: {'stripped of' if file.suffix == '.pt' else 'an exported file has no'} training state")
     return save_dir
 
 

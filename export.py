@@ -1,13 +1,175 @@
-"""Write a network in formats for deployment.
+"""Write a network in formats for deployment, each with both answers and what the file has to say of itself.
 
-python export.py --weights runs/train/exp/weights/best.pt --include torchscript onnx openvino
+    python export.py --weights runs/train/exp/weights/best.pt --include torchscript onnx openvino
+
+`state_dict` is the way back: the detection part of a joint model as plain weights under YOLOv5's names. Every file is
+compared with the network before it gets its name. `detect.py` and `val_joint.py` run all of them but the last.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
+import torch
+
+from models.export_formats import FORMATS, PACKAGES, Job
+from models.load import find_weights, largest_stride, load_model
+from utils.boxes import check_img_size
+from utils.devices import describe_device, select_device, use_all_cores
+from utils.packages import need
 from utils.paths import ROOT
+
+BY_ONNX = "export with --include onnx, then run"
+OTHER_FORMATS = {  # YOLOv5's, and what makes them from ours
+    "engine": f"{BY_ONNX} `trtexec --onnx=best.onnx --saveEngine=best.engine` on the machine that shall use it",
+    "coreml": "export with --include torchscript, then give the file to `coremltools.convert`",
+    "saved_model": f"{BY_ONNX} `onnx2tf -i best.onnx`",
+    "pb": f"{BY_ONNX} `onnx2tf -i best.onnx`",
+    "tflite": f"{BY_ONNX} `onnx2tf -i best.onnx`",
+    "edgetpu": f"{BY_ONNX} `onnx2tf -i best.onnx -oiqt`, and `edgetpu_compiler` on the int8 .tflite file",
+    "tfjs": f"{BY_ONNX} `onnx2tf -i best.onnx`, and `tensorflowjs_converter` on the folder that it makes",
+    "paddle": f"{BY_ONNX} `x2paddle --framework=onnx --model=best.onnx --save_dir=paddle_model`",
+}
+NEEDLESS = {  # flags of formats that are not written here, and their defaults
+    "inplace": False, "keras": False, "per_tensor": False, "mlmodel": False, "cache": "", "workspace": 4,
+    "topk_per_class": 100,
+}  # fmt: skip
+
+
+def run(
+    data: str | Path = ROOT / "data/coco128.yaml",
+    weights: str | Path = ROOT / "yolov5s.pt",
+    imgsz: int | Sequence[int] = (640, 640),
+    batch_size: int = 1,
+    device: str = "cpu",
+    half: bool = False,
+    inplace: bool = False,
+    keras: bool = False,
+    optimize: bool = False,
+    int8: bool = False,
+    per_tensor: bool = False,
+    dynamic: bool = False,
+    cache: str = "",
+    simplify: bool = False,
+    mlmodel: bool = False,
+    opset: int = 17,
+    verbose: bool = False,
+    workspace: int = 4,
+    nms: bool = False,
+    agnostic_nms: bool = False,
+    topk_per_class: int = 100,
+    topk_all: int = 100,
+    iou_thres: float = 0.45,
+    conf_thres: float = 0.25,
+    include: Sequence[str] = ("torchscript",),
+) -> list[Path]:
+    """Export one weight file; the arguments are the command line's (`--help`).
+
+    Returns:
+        What was written, beside the weights: best.torchscript, best.onnx, best_openvino_model/, best_state_dict.pt.
+
+    Raises:
+        FileNotFoundError: No such weights.
+        ModuleNotFoundError: A format's package is not installed; the message says how to get it.
+        ValueError: Flags that do not go together, weights that cannot be read, or a file that answers otherwise than
+            the network.
+    """
+    given = locals()
+    formats = check_formats(include)
+    for flag, default in NEEDLESS.items():
+        if given[flag] != default:
+            print(f"--{flag.replace('_', '-')} changes nothing: it is for formats that are not written here")
+    target = select_device(device)
+    thresholds = {"conf_thres": conf_thres, "iou_thres": iou_thres, "max_det": topk_all, "agnostic": agnostic_nms}
+    check_flags(formats, target, half, dynamic, int8, optimize, simplify, nms, thresholds, batch_size)
+    for name in formats:
+        for package in (*PACKAGES.get(name, ()), *(["onnxslim"] if simplify and name in PACKAGES else [])):
+            need(package, f"--simplify for {name}" if package == "onnxslim" else f"the format {name}")
+    path = find_weights(weights)
+    if path.suffix != ".pt":
+        raise ValueError(f"--weights {path}: only PyTorch weights (.pt) can be exported")
+    use_all_cores()
+    began = time.perf_counter()
+    model = load_model(path, target)
+    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f"--imgsz {' '.join(map(str, sides))}: one size, or height and width")
+    size = tuple(check_img_size([sides[0], sides[-1]], s=largest_stride(model)))
+    if size != (sides[0], sides[-1]):
+        print(f"--imgsz: rounded up to {size[0]}x{size[1]}, multiples of the stride {largest_stride(model)}")
+    print(describe_device(target))
+    answers = f"{model.nc} object classes" + (f", {model.cls_nc} image classes" if model.cls_nc else "")
+    print(f"{path}: {answers}, input [{batch_size},{model.yaml['ch']},{size[0]},{size[1]}], RGB in 0..1")
+    if verbose:
+        print(model.info(verbose=True, imgsz=size))
+
+    job = Job(path, model, size, batch_size, half, dynamic, optimize, simplify, opset, thresholds if nms else None)
+    written = []
+    for name in formats:
+        start = time.perf_counter()
+        file, difference = FORMATS[name](job)
+        written.append(file)
+        megabytes = sum(f.stat().st_size for f in ([file] if file.is_file() else file.iterdir())) / 1e6
+        print(f"{name}: {file}, {megabytes:.1f} MB, {time.perf_counter() - start:.1f} s")
+        print(f"  largest difference from PyTorch: {difference}")
+    print(f"Export complete in {time.perf_counter() - began:.1f} s")
+    if runnable := [file for file in written if file.suffix != ".pt"]:
+        print(f"Detect:    python detect.py --weights {runnable[-1]} --img {' '.join(map(str, size))} --source …")
+        print(f"Validate:  python val_joint.py --weights {runnable[-1]} --img {size[0]} --data …")
+    return written
+
+
+def check_formats(include: Sequence[str]) -> list[str]:
+    """The formats to write, each once.
+
+    Raises:
+        ValueError: One that is not written here; the message says what to do instead.
+    """
+    wanted = list(dict.fromkeys(str(name).lower() for name in include))
+    for name in wanted:
+        if name in OTHER_FORMATS:
+            raise ValueError(f"--include {name} is not written here: {OTHER_FORMATS[name]}")
+        if name not in FORMATS:
+            raise ValueError(f"--include {name}: the formats are {', '.join(FORMATS)}")
+    return wanted
+
+
+def check_flags(
+    formats: list[str], device: torch.device, half: bool, dynamic: bool, int8: bool, optimize: bool, simplify: bool,
+    nms: bool, thresholds: dict, batch_size: int,
+) -> None:  # fmt: skip
+    """Raises ValueError where flags do not go together; says in a line which change nothing."""
+    if int8:
+        raise ValueError("--int8 is not supported: export with --include openvino, then quantise the folder with NNCF")
+    if batch_size < 1:
+        raise ValueError(f"--batch-size {batch_size}: at least one picture")
+    traced = [name for name in formats if name in ("torchscript", "onnx")]
+    if half and traced and device.type != "cuda":
+        raise ValueError(
+            f"--half for {', '.join(traced)} needs a GPU (--device 0); without one, --include openvino alone stores "
+            "its weights in float16"
+        )
+    if half and dynamic:
+        raise ValueError("--half and --dynamic do not go together: leave out one of them")
+    graphs = [name for name in formats if name in PACKAGES]
+    if nms and not graphs:
+        raise ValueError("--nms puts non-max suppression into onnx and openvino files: --include one of them")
+    if nms and "torchscript" in formats:
+        print("--nms: torchscript is written without it, its suppression would need torchvision where it is loaded")
+    if optimize and "torchscript" not in formats:
+        print("--optimize changes nothing: it is for torchscript")
+    if simplify and not graphs:
+        print("--simplify changes nothing: it is for onnx and openvino")
+    if not nms and thresholds != {"conf_thres": 0.25, "iou_thres": 0.45, "max_det": 100, "agnostic": False}:
+        print("--conf-thres, --iou-thres, --topk-all and --agnostic-nms change nothing without --nms")
+    for flag, key in (("--conf-thres", "conf_thres"), ("--iou-thres", "iou_thres")):
+        if not 0 <= thresholds[key] <= 1:
+            raise ValueError(f"{flag} {thresholds[key]}: must lie between 0 and 1")
+    if thresholds["max_det"] < 1:
+        raise ValueError(f"--topk-all {thresholds['max_det']}: at least one detection")
 
 
 def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
@@ -42,5 +204,14 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(args)
 
 
+def main(opt: argparse.Namespace) -> None:
+    """Run the command line; a problem that the user can solve ends in one sentence instead of a traceback."""
+    try:
+        for weights in opt.weights if isinstance(opt.weights, list) else [opt.weights]:
+            run(**{**vars(opt), "weights": weights})
+    except (OSError, ValueError, ModuleNotFoundError) as e:
+        raise SystemExit(f"export.py: {e}") from None
+
+
 if __name__ == "__main__":
-    parse_opt()
+    main(parse_opt())

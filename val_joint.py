@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.exported import input_size, refuse_augment, suppress, tell_thresholds, usable_half
 from models.load import largest_stride, load_model
-from utils.boxes import check_img_size, non_max_suppression, scale_boxes, xywh2xyxy
+from utils.boxes import scale_boxes, xywh2xyxy
 from utils.config import DataConfig, ensure_data, load_data_config
 from utils.dataloaders import create_dataloader
 from utils.devices import (
@@ -147,27 +148,35 @@ def run(
     """
     data = data if isinstance(data, DataConfig) else load_data_config(data)
     device = device if isinstance(device, torch.device) else select_device(device, batch_size)
-    dtype = half_dtype(device) if half else amp_dtype(device, amp)
-    dtype_name = str(dtype or torch.float32).removeprefix("torch.")
     in_training = model is not None
     if not in_training:
         use_all_cores()
-        model = load_model(weights, device).to(memory_format=memory_format(device, dtype))
+        model = load_model(weights, device, dnn=dnn)
+        half = usable_half(model, half)
+    refuse_augment(model, augment)
+    dtype = half_dtype(device) if half else amp_dtype(device, amp)
+    dtype_name = str(dtype or torch.float32).removeprefix("torch.")
+    if not in_training:
+        model = model.to(memory_format=memory_format(device, dtype))
         print(f"{describe_device(device)}, {dtype_name}")
         if conf_thres > 0.001 and task != "speed":
             print(f"WARNING: --conf-thres {conf_thres} cuts the curves off, which falsifies mAP; measure it at 0.001")
-        if dnn:
-            print("WARNING: --dnn runs ONNX files through OpenCV; PyTorch runs these weights, so it changes nothing")
+        if dnn and not any(str(w).endswith(".onnx") for w in (weights if isinstance(weights, list) else [weights])):
+            print("WARNING: --dnn runs ONNX files through OpenCV; these weights are none, so it changes nothing")
+        tell_thresholds(model, conf_thres, iou_thres, max_det, single_cls)
     was_training = model.training
     model.eval()
     names, cls_names = classes_of(model, data, single_cls)
     nc = len(names)
-    imgsz = check_img_size(imgsz, s=largest_stride(model))
+    rows, imgsz = input_size(model, (imgsz, imgsz))
+    if rows != imgsz:
+        raise ValueError(f"{weights} takes pictures of {rows}x{imgsz} alone; validation needs a square, or --dynamic")
     if save_dir is None:
         save_dir = increment_path(Path(project) / name, exist_ok=exist_ok, mkdir=True)
     save_dir, layout = Path(save_dir), memory_format(device, dtype)
     if dataloader is None:
-        kinds = {"single_cls": single_cls, "workers": workers, "strict": strict}
+        fixed = getattr(model, "imgsz", None) is not None  # an exported file that takes one size alone
+        kinds = {"single_cls": single_cls, "workers": workers, "strict": strict, "square": fixed}
         dataloader = make_loader(data, task, imgsz, batch_size, largest_stride(model), **kinds)
         if device.type == "cuda":  # the first call sets up the kernels, which is no part of the speed
             with autocast(device, dtype is not None, dtype):
@@ -199,7 +208,7 @@ def run(
                 parts = criterion(train_output, targets.to(device), image_targets)[1]
                 losses.add(parts, len(images), int((image_targets.sum(1) > 0).sum()))
         with clock("nms"):
-            found = [d.cpu() for d in non_max_suppression(decoded, **nms)]
+            found = [d.cpu() for d in suppress(model, decoded, **nms)]
         probs = None if logits is None else logits.float().softmax(1).cpu()
 
         targets = targets.cpu().float()
@@ -221,7 +230,7 @@ def run(
         if save_hybrid:  # known boxes enter the files, but never the metrics
             known = torch.cat((targets[:, 1:2], targets[:, 2:6] * scale), 1).to(device)
             known = [known[targets[:, 0] == i] for i in range(len(images))]
-            merged = [d.cpu() for d in non_max_suppression(decoded, labels=known, **nms)]
+            merged = [d.cpu() for d in suppress(model, decoded, labels=known, **nms)]
             written = [scale_boxes((height, width), d, *shape) for d, shape in zip(merged, shapes, strict=True)]
         else:
             written = in_picture
@@ -318,13 +327,14 @@ def make_loader(
     single_cls: bool = False,
     workers: int = 8,
     strict: bool = False,
+    square: bool = False,
 ):
-    """Pictures of a split in batches of like shape, without augmentation; `speed` pads all to squares."""
+    """Pictures of a split in batches of like shape, without augmentation; `square`, or `speed`, pads all to squares."""
     split = task if task in ("train", "val", "test") else "val"
     ensure_data(data, (split,))
     index = scan_dataset(getattr(data, split), data.nc, data.cls_nc, single_cls=single_cls, prefix=split)
     report_problems(index.problems, strict)
-    square = task == "speed"
+    square = square or task == "speed"
     return create_dataloader(
         index, imgsz, batch_size, stride=stride, rect=not square, pad=0.0 if square else 0.5, cls_nc=data.cls_nc,
         workers=workers, prefix=split,

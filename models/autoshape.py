@@ -13,9 +13,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from models.load import largest_stride, predict
+from models.exported import suppress
+from models.load import device_of, input_dtype, largest_stride, predict
 from utils.augmentations import letterbox
-from utils.boxes import make_divisible, non_max_suppression, scale_boxes, xyxy2xywh
+from utils.boxes import make_divisible, scale_boxes, xyxy2xywh
 from utils.devices import autocast, synchronize, to_input
 from utils.paths import ROOT, increment_path
 from utils.plots import save_one_box
@@ -65,34 +66,37 @@ class AutoShape(nn.Module):
             ims: File names, http(s) addresses, PIL pictures, arrays, or a list of these. Arrays are RGB uint8 [H,W,3]
                 (turn OpenCV's around: `im[..., ::-1]`), [3,H,W] or [H,W]. A float tensor [B,3,H,W] in 0..1 gives the
                 network's own output instead of results.
-            size: Longest side of the network input in pixels; rounded up to the stride.
+            size: Longest side of the network input in pixels; rounded up to the stride. An exported file of one size
+                keeps to its own.
             augment: Test-time augmentation.
 
         Raises:
             ValueError: Something in the list is no picture; FileNotFoundError: a file is not there.
         """
-        parameter = next(self.model.parameters())
+        device, dtype = device_of(self.model), input_dtype(self.model)
         if isinstance(ims, Tensor):
-            with autocast(parameter.device, self.amp):
-                return self.model(ims.to(parameter), augment=augment)
-        times = [_now(parameter.device)]
+            with autocast(device, self.amp):
+                return self.model(ims.to(device, dtype), augment=augment)
+        times = [_now(device)]
         pictures, files = zip(*(_rgb(im, i) for i, im in enumerate(ims if _is_list(ims) else [ims])), strict=True)
         longest = size if isinstance(size, int) else max(size)
         scaled = [[int(side * longest / max(im.shape[:2])) for side in im.shape[:2]] for im in pictures]
-        shape = [make_divisible(side, self.stride) for side in np.array(scaled).max(0)]
+        fixed = getattr(self.model, "imgsz", None)  # of an exported file that takes one size alone
+        shape = list(fixed) if fixed else [make_divisible(side, self.stride) for side in np.array(scaled).max(0)]
         boxed = np.stack([letterbox(im, shape, auto=False)[0] for im in pictures])
         chw = torch.from_numpy(np.ascontiguousarray(boxed.transpose(0, 3, 1, 2)))
-        images = to_input(chw, parameter.device).to(parameter.dtype)
-        times.append(_now(parameter.device))
+        images = to_input(chw, device).to(dtype)
+        times.append(_now(device))
 
-        with autocast(parameter.device, self.amp):
+        with autocast(device, self.amp):
             decoded, probs = predict(self.model, images, augment)
-        times.append(_now(parameter.device))
+        times.append(_now(device))
 
-        found = non_max_suppression(
+        found = suppress(
+            self.model,
             decoded,
-            self.conf,
-            self.iou,
+            conf_thres=self.conf,
+            iou_thres=self.iou,
             classes=self.classes,
             agnostic=self.agnostic,
             multi_label=self.multi_label,
@@ -100,7 +104,7 @@ class AutoShape(nn.Module):
         )
         for detections, im in zip(found, pictures, strict=True):
             scale_boxes(shape, detections[:, :4], im.shape[:2])
-        times.append(_now(parameter.device))
+        times.append(_now(device))
         milliseconds = tuple((b - a) * 1e3 / len(pictures) for a, b in zip(times, times[1:], strict=False))
         return Detections(
             list(pictures), found, list(files), self.names, self.cls_names, probs, milliseconds, tuple(images.shape)

@@ -28,9 +28,10 @@ class Detect(nn.Module):
         anchors: [nl, na, 2] in grid units (pixels / stride), after `set_strides`.
         stride: [nl] pixels per cell.
         export: Return the decoded boxes alone, as a tuple of one.
+        dynamic: Make the cells anew each time, so that a traced graph serves inputs of any size.
     """
 
-    export = False
+    export = dynamic = False
 
     def __init__(self, nc: int, anchors: Sequence[Sequence[float]] | int, ch: Sequence[int]) -> None:
         super().__init__()
@@ -73,6 +74,9 @@ class Detect(nn.Module):
 
     def _cells(self, level: int, h: int, w: int, device: torch.device) -> Tensor:
         """Column and row of each cell minus 0.5, [h, w, 2]; kept for the next picture of that size."""
+        if self.dynamic:  # integers until the end: OpenCV's reader of ONNX files knows no other ranges
+            row, column = torch.meshgrid(*(torch.arange(side, device=device) for side in (h, w)), indexing="ij")
+            return torch.stack((column, row), -1).float() - 0.5
         grid = self.grid[level]
         if grid.shape[:2] != (h, w) or grid.device != device:
             with torch.inference_mode(False):  # else a grid first made under inference mode cannot serve autograd
@@ -127,7 +131,7 @@ class ImageHead(nn.Module):
 
     def __init__(self, channels: Sequence[int], cls_nc: int, hidden: int = 64, dropout: float = 0.2):
         super().__init__()
-        self.cls_nc = cls_nc
+        self.cls_nc, self.channels = cls_nc, list(channels)
         self.hidden = nn.Linear(2 * sum(channels), hidden, bias=False)  # the norm that follows has one
         self.norm = nn.LayerNorm(hidden)
         self.act = nn.SiLU()
@@ -137,8 +141,9 @@ class ImageHead(nn.Module):
     def forward(self, x: list[Tensor] | Tensor) -> Tensor:
         """Maps [B, c_i, H_i, W_i] of any size -> logits [B, cls_nc], float32."""
         maps = [x] if isinstance(x, Tensor) else x
-        pooled = [f(m) for m in maps for f in (lambda m: m.mean((2, 3)), lambda m: m.amax((2, 3)))]
-        pooled = torch.cat([F.layer_norm(v.float(), v.shape[1:]) for v in pooled], 1)
+        pooled = [v for m in maps for v in (m.mean((2, 3)), m.amax((2, 3)))]
+        widths = [c for c in self.channels for _ in range(2)]  # fixed numbers, which a traced graph needs
+        pooled = torch.cat([F.layer_norm(v.float(), (c,)) for v, c in zip(pooled, widths, strict=True)], 1)
         with torch.autocast(pooled.device.type, enabled=False):  # tiny, and its answer is a probability: no rounding
             y = self.hidden(pooled.to(self.hidden.weight.dtype))
             return self.logits(self.drop(self.act(self.norm(y)))).float()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models.exported import read_onnx, read_onnx_opencv, read_openvino, read_torchscript
 from models.yolo import Model
 from utils.checkpoint import load_checkpoint
 from utils.paths import ROOT
@@ -27,7 +28,7 @@ class Ensemble(nn.Module):
         models: Fused networks in evaluation mode with equal class names.
 
     Raises:
-        ValueError: No member, or the members' classes differ.
+        ValueError: No member, or the members' classes or fixed picture sizes differ, or one suppresses boxes itself.
     """
 
     def __init__(self, models: Sequence[nn.Module]):
@@ -43,6 +44,13 @@ class Ensemble(nn.Module):
                 raise ValueError(
                     f"ensemble: weights {i} name image classes {m.cls_names}, others name {joint.cls_names}"
                 )
+            if getattr(m, "nms", None):
+                raise ValueError(f"ensemble: weights {i} have non-max suppression inside; export them without --nms")
+        sizes = {m.imgsz for m in models if getattr(m, "imgsz", None)}
+        if len(sizes) > 1:
+            raise ValueError(f"ensemble: exported files that take pictures of {sizes} alone; export with --dynamic")
+        self.imgsz = next(iter(sizes), None)
+        self.exported = any(getattr(m, "exported", False) for m in models)
         self.models = nn.ModuleList(models)
         self.names, self.nc = first.names, first.nc
         self.cls_names, self.cls_nc = joint.cls_names, joint.cls_nc
@@ -88,25 +96,33 @@ def input_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters()), torch.float32)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the network computes."""
+    return next((p.device for p in model.parameters()), getattr(model, "device", torch.device("cpu")))
+
+
 def load_model(
     weights: str | Path | Sequence[str | Path],
     device: torch.device | str = "cpu",
     fuse: bool = True,
     half: bool = False,
+    dnn: bool = False,
 ) -> nn.Module:
     """A network for inference: evaluation mode, no gradients, on `device`.
 
     Args:
-        weights: A weight file, or several for an ensemble.
+        weights: A weight file, or several for an ensemble: .pt, or what `export.py` or YOLOv5 made of one.
         device: Where to compute.
         fuse: Fold batch normalisation into the convolutions.
         half: float16 weights; for CUDA only (on a processor use bfloat16 autocast).
+        dnn: Run .onnx files by OpenCV instead of ONNX Runtime.
 
     Returns:
         A module with `.names`, `.cls_names` (dicts), `.nc`, `.cls_nc` (0 without an image branch) and `.stride`.
 
     Raises:
         FileNotFoundError: No such file; says where to get it.
+        ModuleNotFoundError: The package that runs an exported file is not installed; says how to get it.
         ValueError: Not a weight file, or one of a format that cannot be read.
     """
     files = [weights] if isinstance(weights, (str, Path)) else list(weights)
@@ -116,7 +132,7 @@ def load_model(
     models = []
     for file in files:
         path = find_weights(file)
-        model = _reader(path)(path, device, fuse).eval().requires_grad_(False)
+        model = _reader(path, dnn)(path, device, fuse).eval().requires_grad_(False)
         models.append(model.half() if half else model.float())
     return models[0] if len(models) == 1 else Ensemble(models)
 
@@ -148,12 +164,23 @@ def _read_checkpoint(path: Path, device: torch.device, fuse: bool) -> nn.Module:
 
 
 # A format is a function (path, device, fuse) → module that answers as `Model` does in evaluation mode.
-_READERS = {".pt": _read_checkpoint}
+_READERS = {
+    ".pt": _read_checkpoint,
+    ".torchscript": read_torchscript,
+    ".onnx": read_onnx,
+    ".xml": read_openvino,
+    "_openvino_model": read_openvino,  # a folder
+}
 
 
-def _reader(path: Path):
+def _reader(path: Path, dnn: bool = False):
+    kind = path.suffix.lower()
+    if path.is_dir():
+        kind = next((end for end in _READERS if path.name.endswith(end)), "")
+    if dnn and kind == ".onnx":
+        return read_onnx_opencv
     try:
-        return _READERS[path.suffix.lower()]
+        return _READERS[kind]
     except KeyError:
         known = ", ".join(_READERS)
         raise ValueError(f"weights {path}: files of this format cannot be read here, only {known}") from None

@@ -1,0 +1,34 @@
+"""Optional packages: imported where they are needed, asked for in one sentence where they are missing."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+TELEMETRY = "openvino_telemetry"  # reports to its maker as soon as OpenVINO is imported
+
+
+def need(package: str, purpose: str) -> ModuleType:
+    """The package; nothing is ever installed.
+
+    OpenVINO is imported without its telemetry, which would send an event and write an id into the home folder.
+
+    Args:
+        purpose: What it is needed for, to begin a sentence with.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; the message says how to get it.
+    """
+    if package == "openvino":
+        sys.modules.setdefault(TELEMETRY, None)  # its import fails, and OpenVINO goes on with its own empty stub
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as e:
+        if e.name != package:  # it is there, and something that it needs is not
+            raise
+        raise ModuleNotFoundError(
+            f"{purpose} needs the package {package}: pip install {package} (all formats: pip install -r "
+            "requirements-export.txt)",
+            name=package,
+        ) from None
