@@ -314,6 +314,13 @@ def add_balancer_arguments(parser: argparse.ArgumentParser) -> None:
         help="optimiser steps between measurements of the task gradients (by other balancers for the record only)",
     )
     group.add_argument(
+        "--gradnorm-layers",
+        choices=("all", "last"),
+        default="all",
+        help="measure task gradients at the last shared layer of every neck level that the image branch reads, or of "
+        "the last level alone, which costs next to nothing",
+    )
+    group.add_argument(
         "--balancer-option",
         nargs="+",
         metavar="KEY=VALUE",
@@ -330,8 +337,9 @@ def build_balancer_from_args(
     shared: Iterable[Tensor] = (),
     params: Iterable[Tensor] | None = None,
 ) -> Balancer:
-    """The balancer that the options of `add_balancer_arguments` ask for."""
+    """The balancer that the options of `add_balancer_arguments` ask for; `shared` in the order of the layers."""
     shared = [p for p in shared if p.requires_grad]
+    shared = shared[-1:] if args.gradnorm_layers == "last" else shared
     name = args.balancer or ("gradnorm" if shared else "fixed")
     if args.balancer is None and not shared and num_tasks > 1:
         LOGGER.info("The tasks share no layer that trains, so their losses are added up (--balancer fixed).")
