@@ -60,6 +60,13 @@ class DWConv(Conv):
         super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=act)
 
 
+class DWConvTranspose2d(nn.ConvTranspose2d):
+    """Depth-wise transposed convolution: [B, c1, H, W] -> [B, c2, (H - 1) s - 2 p1 + k + p2, …]."""
+
+    def __init__(self, c1, c2, k=1, s=1, p1=0, p2=0):
+        super().__init__(c1, c2, k, s, p1, p2, groups=math.gcd(c1, c2))
+
+
 class Focus(nn.Module):
     """Moves each 2x2 block of pixels into channels, then convolves: [B, c1, H, W] -> [B, c2, H/2, W/2]."""
 
@@ -100,6 +107,34 @@ class CrossConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.cv2(self.cv1(x))
         return x + y if self.add else y
+
+
+class MixConv2d(nn.Module):
+    """Convolutions with kernels of several sizes side by side, then one norm (MixConv, arXiv 1907.09595).
+
+    Args:
+        k: Kernel sizes.
+        equal_ch: As many channels for each size, or about as many weights.
+    """
+
+    def __init__(self, c1, c2, k=(1, 3), s=1, equal_ch=True):
+        super().__init__()
+        n = len(k)
+        if equal_ch:  # YOLOv5's shares: channel j belongs to kernel floor(n j / (c2 - 1))
+            ends = [math.ceil((i + 1) * (c2 - 1) / (n - 1e-6)) for i in range(n)]
+        else:
+            weights = [side**-2 for side in k]
+            ends = [sum(round(c2 * w / sum(weights)) for w in weights[: i + 1]) for i in range(n - 1)] + [c2]
+        sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        self.m = nn.ModuleList(
+            nn.Conv2d(c1, c, side, s, side // 2, groups=math.gcd(c1, c), bias=False)
+            for side, c in zip(k, sizes, strict=True)
+        )
+        self.bn = nn.BatchNorm2d(c2)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(torch.cat([conv(x) for conv in self.m], 1)))
 
 
 class BottleneckCSP(nn.Module):

@@ -21,9 +21,9 @@ PREVIOUS, IMAGE = -1, "image"  # sources of a row besides layer numbers
 
 # layers whose first two arguments are the channels in and out; the yaml gives those out, before scaling by the width
 CHANNEL_LAYERS = (
-    common.Conv, common.DWConv, common.Focus, common.CrossConv, common.Bottleneck, common.BottleneckCSP, common.C3,
-    common.C3x, common.C3TR, common.C3SPP, common.C3Ghost, common.SPP, common.SPPF, common.GhostConv,
-    common.GhostBottleneck, nn.Conv2d, nn.ConvTranspose2d,
+    common.Conv, common.DWConv, common.DWConvTranspose2d, common.Focus, common.CrossConv, common.MixConv2d,
+    common.Bottleneck, common.BottleneckCSP, common.C3, common.C3x, common.C3TR, common.C3SPP, common.C3Ghost,
+    common.SPP, common.SPPF, common.GhostConv, common.GhostBottleneck, nn.Conv2d, nn.ConvTranspose2d,
 )  # fmt: skip
 REPEATING_LAYERS = (common.BottleneckCSP, common.C3, common.C3x, common.C3TR, common.C3Ghost)  # third argument: repeats
 BRANCHES = (ImageHead, ImageClassifier)
@@ -31,6 +31,12 @@ LAYERS = {
     layer.__name__: layer
     for layer in (*CHANNEL_LAYERS, common.Concat, common.Contract, common.Expand, Detect, *BRANCHES)
     if not layer.__module__.startswith("torch.")
+}
+# rows of YOLOv5's other models, which are no part of this project
+OTHER_TASKS = {
+    "Segment": "the head of YOLOv5's segmentation models",
+    "Proto": "a part of YOLOv5's segmentation models",
+    "Classify": "the head of YOLOv5's classification models",
 }
 
 
@@ -90,6 +96,8 @@ def _layer_class(name: Any) -> type[nn.Module]:
         return _torch_layer(name[3:])
     if isinstance(name, str) and name in LAYERS:
         return LAYERS[name]
+    if isinstance(name, str) and name in OTHER_TASKS:
+        raise ValueError(f"`{name}` is {OTHER_TASKS[name]}; here are detection models, with ImageHead joint ones")
     close = difflib.get_close_matches(str(name), LAYERS, n=1)
     hint = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(LAYERS)} and nn.* of torch"
     raise ValueError(f"unknown module `{name}`; {hint}")
@@ -119,7 +127,8 @@ def parse_model(content: Mapping, file: str = "model yaml") -> tuple[list[nn.Mod
     `width_multiple` (then raised to a multiple of 8).
 
     Args:
-        content: Keys backbone, head, nc, anchors; depth_multiple, width_multiple, cls_nc, ch, activation where needed.
+        content: Keys backbone, head, nc, anchors; depth_multiple, width_multiple, cls_nc, ch, activation, activations
+            (of single layers: {path: layer}) where needed.
         file: Name for messages.
 
     Returns:
@@ -144,6 +153,8 @@ def parse_model(content: Mapping, file: str = "model yaml") -> tuple[list[nn.Mod
         raise RowError(f"{file}: {found[0]} Detect rows and {found[1]} image branches; 1 and at most 1 are possible")
     if "activation" in content:
         _replace_activation(builder.layers, parse_activation(content["activation"]))
+    for path, text in (content.get("activations") or {}).items():
+        _replace_one_activation(builder.layers, path, parse_activation(text))
     return builder.layers, sorted(builder.named)
 
 
@@ -158,6 +169,17 @@ def _replace_activation(layers: list[nn.Module], act: nn.Module) -> None:
         for m in layer.modules():
             if isinstance(m, common.Conv) and m.act is common.Conv.default_act:
                 m.act = act
+
+
+def _replace_one_activation(layers: list[nn.Module], path: str, act: nn.Module) -> None:
+    """Sets the activation of the layer at `path`, such as `model.2.m.0`."""
+    try:
+        layer = nn.Sequential(*layers).get_submodule(str(path).removeprefix("model."))
+        if not isinstance(layer.act, nn.Module):
+            raise AttributeError
+    except AttributeError:
+        raise RowError(f"activations: there is no layer with an activation at `{path}`") from None
+    layer.act = act
 
 
 class _Builder:

@@ -19,6 +19,7 @@ from utils.checkpoint import Checkpoint
 __all__ = ["Detect", "ImageClassifier", "ImageHead", "Model"]
 
 LEFTOVERS = (".anchor_grid", ".total_ops", ".total_params")  # buffers of old or profiled models that nothing needs
+LEAST_MULTIPLE = 32
 PROBE_SIZES = (128, 1024)  # sides of the picture that finds out the strides; the second one for strides above 64
 # test-time augmentation: scale and whether to mirror
 TTA = ((1.0, False), (0.83, True), (0.67, False))
@@ -123,6 +124,14 @@ class Model(nn.Module):
     def stride(self) -> Tensor:
         return self.detect.stride
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of pictures must be a multiple of: the largest stride, 32 at least.
+
+        The backbone may go deeper than the levels that Detect reads.
+        """
+        return max(int(self.stride.max()), LEAST_MULTIPLE)
+
     def forward(self, x: Tensor, augment: bool = False):
         """Runs pictures [B, ch, H, W], RGB, 0..1, H and W multiples of the largest stride.
 
@@ -153,7 +162,7 @@ class Model(nn.Module):
     def _forward_augmented(self, image: Tensor):
         if self.training:
             raise RuntimeError("test-time augmentation works in evaluation mode only: call model.eval()")
-        width, multiple = image.shape[-1], int(self.stride.max())
+        width, multiple = image.shape[-1], self.multiple
         decoded, probs = [], []
         for k, (scale, mirror) in enumerate(TTA):
             x = scale_image(image.flip(3) if mirror else image, scale, multiple)
@@ -334,7 +343,7 @@ def count_gflops(model: Model, imgsz: int | Sequence[int] = 640) -> float | None
         return None
     h, w = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     counted = copy.deepcopy(model).float().cpu().eval()
-    channels, side = model.yaml["ch"], int(model.stride.max())
+    channels, side = model.yaml["ch"], model.multiple
     small, large = (
         profile(counted, inputs=(torch.zeros(1, channels, s, s),), verbose=False)[0] for s in (side, 2 * side)
     )

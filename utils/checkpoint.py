@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.whole_files import whole_file
 from utils.yolov5_pickle import Stub, UnsafeCheckpointError, plain, read_yolov5, state_dict_of
 
 __all__ = [
@@ -77,17 +78,10 @@ def save_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
     path = Path(path)
     content = {k: _storable(v, k) for k, v in ({"format": FORMAT, "version": VERSION} | dict(checkpoint)).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def copy_checkpoint(source: str | Path, target: str | Path) -> None:
@@ -203,12 +197,6 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
@@ -262,9 +250,7 @@ def _from_yolov5(path: Path, content: dict) -> Checkpoint:
         averaged = _independent(state_dict_of(best))
         weights = averaged if best is model or not isinstance(model, Stub) else _independent(state_dict_of(model))
         model_yaml = copy.deepcopy(plain(best.state["yaml"]))
-        activation = _activation(best)
-        if activation:
-            model_yaml.setdefault("activation", activation)
+        model_yaml |= _activations(best)
         stride = [float(s) for s in plain(best.state["stride"])]
         names = plain(best.state.get("names") or list(map(str, range(model_yaml["nc"]))))
         names = names if isinstance(names, dict) else dict(enumerate(names))
@@ -297,19 +283,27 @@ def _independent(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.float().clone() if v.is_floating_point() else v.clone() for k, v in state.items()}
 
 
-def _activation(model: Stub) -> str | None:
-    """The activation of a model whose layers all use one that is not YOLOv5's usual SiLU, as a yaml names it."""
-    found: set[str] = set()
+def _activations(model: Stub) -> dict[str, Any]:
+    """Keys of a model yaml for activations that the layers would not have by themselves.
 
-    def look(m: Any, depth: int = 0) -> None:
+    `activation` is that of the plain convolutions where it is not YOLOv5's usual SiLU; `activations` maps the paths of
+    layers with another one to theirs (v5.0 has a LeakyReLU inside of BottleneckCSP, for example).
+    """
+    found: dict[str, tuple[bool, str]] = {}
+
+    def look(m: Any, path: str, depth: int) -> None:
         children = (m.state.get("_modules") or {}) if isinstance(m, Stub) and depth < 32 else {}
-        if isinstance(m, Stub) and m.origin == "models.common.Conv" and isinstance(children.get("act"), Stub):
-            act = children["act"]
+        act = children.get("act")
+        if isinstance(act, Stub) and not act.origin.endswith(".Identity"):
             slope = act.state.get("negative_slope")
-            found.add(f"nn.{type(act).__name__}({'' if slope is None else float(slope)})")
-        for child in children.values():
-            look(child, depth + 1)
+            text = f"nn.{type(act).__name__}({'' if slope is None else float(slope)})"
+            found[path] = m.origin in ("models.common.Conv", "models.common.DWConv"), text
+        for name, child in children.items():
+            look(child, f"{path}.{name}" if path else name, depth + 1)
 
-    look(model)
-    found.discard("nn.Identity()")
-    return None if len(found) != 1 or found == {"nn.SiLU()"} else found.pop()
+    look(model, "", 0)
+    of_convs = Counter(text for is_conv, text in found.values() if is_conv).most_common(1)
+    usual = of_convs[0][0] if of_convs else "nn.SiLU()"
+    others = {path: text for path, (is_conv, text) in found.items() if text != (usual if is_conv else "nn.SiLU()")}
+    keys = {"activation": usual if usual != "nn.SiLU()" else None, "activations": others}
+    return {key: value for key, value in keys.items() if value}

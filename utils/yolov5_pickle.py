@@ -33,23 +33,34 @@ DTYPES = {
 # classes that become Stubs: every layer that a YOLOv5 detection model of v5.0 or later is made of
 STUB_NAMES = {
     "models.yolo": "Model DetectionModel BaseModel Detect",
-    "models.common": "Conv DWConv DWConvTranspose2d Focus Bottleneck BottleneckCSP CrossConv C3 C3x C3TR C3SPP C3Ghost "
-    "SPP SPPF GhostConv GhostBottleneck TransformerLayer TransformerBlock Contract Expand Concat",
+    "models.common": "Conv DWConv DWConvTranspose2d Focus Bottleneck BottleneckCSP CrossConv MixConv2d C3 C3x C3TR "
+    "C3SPP C3Ghost SPP SPPF GhostConv GhostBottleneck TransformerLayer TransformerBlock Contract Expand Concat",
     "models.heads": "Detect ImageHead ImageClassifier CBAM",
     "models.experimental": "CrossConv Sum MixConv2d GhostConv GhostBottleneck",
     "torch.nn.modules.container": "Sequential ModuleList",
     "torch.nn.modules.conv": "Conv2d ConvTranspose2d",
     "torch.nn.modules.batchnorm": "BatchNorm2d SyncBatchNorm",
-    "torch.nn.modules.normalization": "LayerNorm",
-    "torch.nn.modules.activation": "SiLU ReLU ReLU6 LeakyReLU Hardswish Hardsigmoid Hardtanh Mish GELU ELU PReLU "
-    "Sigmoid Tanh MultiheadAttention",
+    "torch.nn.modules.normalization": "LayerNorm GroupNorm",
+    "torch.nn.modules.activation": "SiLU ReLU ReLU6 LeakyReLU Hardswish Hardsigmoid Hardtanh Mish GELU ELU CELU SELU "
+    "PReLU Softplus Sigmoid Tanh MultiheadAttention",
     "torch.nn.modules.pooling": "MaxPool2d AvgPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d",
-    "torch.nn.modules.upsampling": "Upsample UpsamplingNearest2d",
+    "torch.nn.modules.upsampling": "Upsample UpsamplingNearest2d UpsamplingBilinear2d",
+    "torch.nn.modules.pixelshuffle": "PixelShuffle PixelUnshuffle",
     "torch.nn.modules.linear": "Linear Identity NonDynamicallyQuantizableLinear",
-    "torch.nn.modules.dropout": "Dropout",
-    "torch.nn.modules.padding": "ZeroPad2d",
+    "torch.nn.modules.dropout": "Dropout Dropout2d",
+    "torch.nn.modules.padding": "ZeroPad2d ConstantPad2d ReflectionPad2d ReplicationPad2d",
     "argparse": "Namespace",
     "numpy": "dtype ndarray",
+}
+
+# what a refused name belongs to, by its beginning, where that tells the user more than the name does
+KNOWN_STRANGERS = {
+    "models.yolo.Segment": "a segmentation model of YOLOv5; only its detection models are read",
+    "models.common.Proto": "a segmentation model of YOLOv5; only its detection models are read",
+    "models.yolo.Classif": "a classification model of YOLOv5; only its detection models are read",
+    "models.common.Classify": "a classification model of YOLOv5; only its detection models are read",
+    "torchvision.models.": "a classification model of torchvision; only YOLOv5's detection models are read",
+    "ultralytics.": "a model of the `ultralytics` package (YOLOv8 and later), whose layers are others",
 }
 
 
@@ -143,7 +154,9 @@ def plain(value: Any, _depth: int = 0) -> Any:
         return value
     if isinstance(value, dict):
         return {plain(k, _depth + 1): plain(v, _depth + 1) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set)):
+    if isinstance(value, (set, frozenset)):
+        return {plain(v, _depth + 1) for v in value}
+    if isinstance(value, (list, tuple)):
         return type(value)(plain(v, _depth + 1) for v in value)
     if isinstance(value, (np.ndarray, np.generic, Tensor)):
         return value.tolist()
@@ -207,19 +220,20 @@ FUNCTIONS = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,  # a parameter that somebody set attributes on
     "torch.Size": lambda size=(): tuple(size),
     "torch.device": lambda *args: ":".join(map(str, args)),
     "_codecs.encode": _encode,
-    "pathlib.Path": lambda *parts: str(PurePosixPath(*parts)),
-    "pathlib.PosixPath": lambda *parts: str(PurePosixPath(*parts)),
-    "pathlib.PurePosixPath": lambda *parts: str(PurePosixPath(*parts)),
-    "pathlib.WindowsPath": lambda *parts: str(PureWindowsPath(*parts)),
-    "pathlib.PureWindowsPath": lambda *parts: str(PureWindowsPath(*parts)),
+    "collections.defaultdict": lambda *_: {},  # filled by what follows in the pickle
 } | {
     f"numpy.{package}.multiarray.{name}": function
     for package in ("core", "_core")
     for name, function in (("scalar", _numpy_scalar), ("_reconstruct", _numpy_reconstruct))
 }
+for _kind, _names in ((PurePosixPath, ("Path", "PosixPath")), (PureWindowsPath, ("WindowsPath",))):
+    for _name in (_kind.__name__, *_names):
+        for _module in ("pathlib", "pathlib._local"):  # the second one is Python 3.13's
+            FUNCTIONS[f"{_module}.{_name}"] = lambda *parts, kind=_kind: str(kind(*parts))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -231,6 +245,8 @@ class _Unpickler(pickle.Unpickler):
         # made anew for each file: whatever a pickle does to them ends with it
         self._known: dict[str, Any] = {
             "collections.OrderedDict": OrderedDict, "__builtin__.set": set, "builtins.set": set,
+            "__builtin__.frozenset": frozenset, "builtins.frozenset": frozenset,
+            "__builtin__.dict": dict, "builtins.dict": dict,
         }  # fmt: skip
         self._known |= {name: _Function(function) for name, function in FUNCTIONS.items()}
         self._known |= {
@@ -245,9 +261,12 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # the last dot must be the one between module and name, or `a` + `b.c` would pass for `a.b` + `c`
         if "." in name or f"{module}.{name}" not in self._known:
+            full = f"{module}.{name}"
+            what = next((text for start, text in KNOWN_STRANGERS.items() if full.startswith(start)), None)
             raise UnsafeCheckpointError(
-                f"refused, because it names `{module}.{name}`. A YOLOv5 detection checkpoint needs no such thing, and "
-                "loading it could run code. Nothing was executed"
+                f"refused, because it names `{full}`: "
+                + (what or "a YOLOv5 detection checkpoint needs no such thing, and loading it could run code")
+                + ". Nothing was executed"
             )
         return self._known[f"{module}.{name}"]
 
