@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from models.autoshape import AutoShape
@@ -23,20 +24,23 @@ dependencies = ["torch"]
 
 
 def custom(
-    path: str | Path = "path/to/model.pt", autoshape: bool = True, _verbose: bool = True, device: str | None = None
+    path: str | Path = "path/to/model.pt",
+    autoshape: bool = True,
+    _verbose: bool = True,
+    device: str | torch.device | None = None,
 ) -> nn.Module:
     """A model from a weight file, YOLOv5's or ours.
 
     Args:
         path: The weight file.
         autoshape: Take pictures of any kind (see `models.autoshape.AutoShape`); off gives the bare network.
-        device: `"cpu"`, `"0"`, …; None: the best there is.
+        device: `"cpu"`, `"0"`, `"cuda:0"`, a torch.device, …; None: the best there is.
 
     Raises:
         FileNotFoundError: No such file; says where to get it.
     """
     use_all_cores()
-    target = select_device(str(device or ""))
+    target = _device(device)
     model = load_model(path, target, fuse=autoshape)
     if _verbose:
         print(f"{path}: {model.nc} object classes, {model.cls_nc} image classes, on {target}")
@@ -50,18 +54,26 @@ def _create(
     classes: int = 80,
     autoshape: bool = True,
     _verbose: bool = True,
-    device: str | None = None,
+    device: str | torch.device | None = None,
 ) -> nn.Module:
-    """A YOLOv5 by size; `pretrained` takes its official weights (as far as the shapes match) from `<name>.pt`.
+    """A YOLOv5 by size; `pretrained` takes its official weights, as far as the shapes match, from `<name>.pt`.
 
-    Without `pretrained`, or with other channels or classes, it is a network to train, not wrapped.
+    That file is looked for in the working folder and the project's, and fetched from YOLOv5's release where it is in
+    neither. Without `pretrained`, or with other channels or classes, it is a network to train, not wrapped.
     """
     if pretrained and channels == 3 and classes == 80:
         return custom(f"{name}.pt", autoshape, _verbose, device)
     model = Model(f"{name}.yaml", ch=channels, nc=classes)
     if pretrained:
-        model.transfer(load_checkpoint(find_weights(f"{name}.pt")).state_dict)
-    return model.to(select_device(str(device or "")))
+        taken, left_out, _ = model.transfer(load_checkpoint(find_weights(f"{name}.pt")).state_dict)
+        if _verbose:
+            print(f"{name}.pt: {len(taken)} tensors taken, {len(left_out)} left out")
+    return model.to(_device(device))
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    name = str(device or "")
+    return select_device("0" if name == "cuda" else name)
 
 
 yolov5n, yolov5s, yolov5m, yolov5l, yolov5x = (partial(_create, f"yolov5{size}") for size in "nsmlx")

@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 import val_joint
 from models.build import build_model
+from models.load import find_weights
 from utils.autoanchor import autoanchor
+from utils.autobatch import auto_batch_size
 from utils.balancing import add_balancer_arguments, build_balancer_from_args
 from utils.boxes import check_img_size
 from utils.checkpoint import copy_checkpoint, latest_run, load_checkpoint, save_checkpoint, strip_checkpoint
@@ -67,6 +69,7 @@ from utils.samplers import image_weights
 from utils.scan import DatasetIndex, report_problems, scan_dataset, shared_pictures
 
 LOSSES = ("box", "obj", "cls", "image")
+CLOUD = {"bucket": "", "entity": None, "upload_dataset": False, "bbox_interval": -1}  # YOLOv5's, without effect here
 PROGRESS = ("Epoch", "Mem", "box_loss", "obj_loss", "cls_loss", "image_loss", "w_det", "w_image", "Size", "img/s")
 
 
@@ -147,7 +150,7 @@ def train_epoch(run: Run, engine: Engine, net: nn.Module, loader, criterion: Com
         engine.begin(n)
         images = to_input(images, device, run.layout)
         if opt.multi_scale:
-            images = resize_batch(images, opt.imgsz, int(engine.model.stride.max()), seed=(opt.seed, n))
+            images = resize_batch(images, opt.imgsz, engine.model.multiple, seed=(opt.seed, n))
         with engine.autocast():
             predictions = net(images)
         _, parts = criterion(predictions, targets.to(device), image_targets.to(device))
@@ -220,7 +223,9 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
     """Run one training from start (or from `resumed`) to end; returns the metrics of the best checkpoint."""
     device = select_device(opt.device, opt.batch_size)
     world = init_world(device)
-    if opt.batch_size < 1 or opt.batch_size % world.size:
+    if opt.batch_size == -1 and world.size > 1:
+        raise ValueError("--batch-size -1 measures one device; give a number with several")
+    if opt.batch_size != -1 and (opt.batch_size < 1 or opt.batch_size % world.size):
         raise ValueError(f"--batch-size {opt.batch_size} must be a positive multiple of the {world.size} process(es)")
     use_all_cores(world.size)
     seed_everything(opt.seed, opt.deterministic)
@@ -230,15 +235,20 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
     run.say(f"YOLOv5-Joint on {describe_device(device)}")
     with main_first(world):
         ensure_data(data)
+        if opt.weights and not resumed:
+            find_weights(opt.weights)  # fetches official ones, once
     if opt.single_cls:
         data.nc, data.names = 1, {0: "item"} if len(data.names) != 1 else data.names
 
     # Network
-    model = build_model(opt, data, hyp, resumed, run.say)
-    stride = int(model.stride.max())
-    opt.imgsz = check_img_size(opt.imgsz, max(stride, 32), floor=2 * stride)
+    model = build_model(opt, data, hyp, resumed, run.say, run.save_dir / "transfer.txt" if world.is_main else None)
+    stride = model.multiple
+    opt.imgsz = check_img_size(opt.imgsz, stride, floor=2 * stride)
     precision = amp_dtype(device, opt.amp)
     run.layout = memory_format(device, precision, opt.memory_format)
+    if opt.batch_size == -1:
+        largest = int(opt.imgsz * (1.5 if opt.multi_scale else 1)) // stride * stride
+        opt.batch_size = auto_batch_size(model, largest, device, precision, run.say)
     run.say(
         model.info(imgsz=opt.imgsz),
         f"Results go to {run.save_dir}; precision {precision or torch.float32}, {run.layout}",
@@ -308,6 +318,7 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
             logger.resume(first_epoch)
         elif not opt.noplots:
             plot_labels(train_index, data.names, data.cls_names, run.save_dir)
+            logger.graph(model, 2 * stride)
     last, best = run.weights_dir / "last.pt", run.weights_dir / "best.pt"
     every = max(round(opt.nbs / opt.batch_size), 1)
     run.say(
@@ -423,7 +434,7 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--data", default="data/coco128.yaml", help="data yaml")
     add("--hyp", default="data/hyps/hyp.scratch-low.yaml", help="hyperparameter yaml")
     add("--epochs", type=int, default=100)
-    add("--batch-size", type=int, default=16, help="pictures a step over all devices")
+    add("--batch-size", type=int, default=16, help="pictures a step over all devices; -1: what one GPU's memory holds")
     add("--imgsz", "--img", "--img-size", type=int, default=640, help="side of the training pictures in pixels")
     add("--rect", action="store_true", help="rectangular batches: pictures of one aspect ratio together")
     add("--resume", nargs="?", const=True, default=False, help="continue the latest run, or the given last.pt")
@@ -458,6 +469,8 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--save-period", type=int, default=-1, help="also keep a checkpoint every N epochs")
     add("--seed", type=int, default=0)
     add("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
+    for name, default in CLOUD.items():
+        add(f"--{name}", nargs="?", const=True, default=default, help=argparse.SUPPRESS)
     new = parser.add_argument_group("beyond YOLOv5")
     add = new.add_argument
     add("--strict", action="store_true", help="stop if any picture or label row had to be left out")
@@ -514,6 +527,8 @@ def evolve_run(opt: argparse.Namespace, hyp: dict) -> dict:
 
 def main(opt: argparse.Namespace) -> dict:
     checkpoint = None
+    if cloud := [f"--{name}" for name, default in CLOUD.items() if getattr(opt, name) != default]:
+        print(f"{', '.join(cloud)}: without effect, since nothing is sent to a cloud service")
     if opt.resume:
         checkpoint, opt = load_resumed(opt)
     ids = device_ids(opt.device)
@@ -524,6 +539,24 @@ def main(opt: argparse.Namespace) -> dict:
     opt.save_dir = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
     hyp = load_hyp(find_file(opt.hyp, (ROOT / "data/hyps",)))
     return evolve_run(opt, hyp) if opt.evolve else train(opt, hyp)
+
+
+def run(**options) -> dict:
+    """Train from Python, as YOLOv5's `train.run(data="coco128.yaml", imgsz=320, weights="yolov5n.pt")` does.
+
+    Args:
+        options: Those of the command line, by their names there with `_` for `-`.
+
+    Returns:
+        The metrics of the best checkpoint.
+
+    Raises:
+        TypeError: An option of an unknown name.
+    """
+    known = vars(parse_opt([]))
+    if unknown := set(options) - set(known):
+        raise TypeError(f"train_joint.run() knows no {', '.join(sorted(unknown))}; see train_joint.py --help")
+    return main(argparse.Namespace(**known | options))
 
 
 if __name__ == "__main__":

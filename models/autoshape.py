@@ -18,7 +18,7 @@ from models.load import device_of, input_dtype, largest_stride, predict
 from utils.augmentations import letterbox
 from utils.boxes import make_divisible, scale_boxes, xyxy2xywh
 from utils.devices import autocast, synchronize, to_input
-from utils.paths import ROOT, increment_path
+from utils.paths import increment_path
 from utils.plots import save_one_box
 from utils.results import draw, file_name, summary, write_image
 from utils.sources import read_image
@@ -40,12 +40,14 @@ class AutoShape(nn.Module):
         classes: Class numbers to keep, or None for all.
         max_det: Most detections per picture.
         amp: Half precision where the device has it.
+        names, cls_names, nc, cls_nc, stride, yaml, hyp: Those of the network.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model.eval()
         self.names, self.cls_names, self.nc, self.cls_nc = model.names, model.cls_names, model.nc, model.cls_nc
+        self.yaml, self.hyp = getattr(model, "yaml", None), getattr(model, "hyp", None)
         self.stride = largest_stride(model)
         self.conf, self.iou, self.agnostic, self.multi_label = 0.25, 0.45, False, False
         self.classes: list[int] | None = None
@@ -58,7 +60,11 @@ class AutoShape(nn.Module):
 
     @torch.inference_mode()
     def forward(
-        self, ims: Picture | Sequence[Picture] | Tensor, size: int | tuple[int, int] = 640, augment: bool = False
+        self,
+        ims: Picture | Sequence[Picture] | Tensor,
+        size: int | tuple[int, int] = 640,
+        augment: bool = False,
+        profile: bool = False,
     ) -> Detections | tuple:
         """Detect on pictures.
 
@@ -69,6 +75,7 @@ class AutoShape(nn.Module):
             size: Longest side of the network input in pixels; rounded up to the stride. An exported file of one size
                 keeps to its own.
             augment: Test-time augmentation.
+            profile: Without effect, for YOLOv5's scripts: the times are measured in any case.
 
         Raises:
             ValueError: Something in the list is no picture; FileNotFoundError: a file is not there.
@@ -150,6 +157,11 @@ class Detections:
         self.xyxyn = [p / g for p, g in zip(self.xyxy, sizes, strict=True)]
         self.xywhn = [p / g for p, g in zip(self.xywh, sizes, strict=True)]
 
+    @property
+    def imgs(self) -> list[np.ndarray]:
+        """The pictures, by the name that they had until YOLOv5 v6.1."""
+        return self.ims
+
     def __len__(self) -> int:
         return self.n
 
@@ -173,9 +185,7 @@ class Detections:
         for im in self._drawn(labels):
             Image.fromarray(im).show()
 
-    def save(
-        self, labels: bool = True, save_dir: str | Path = ROOT / "runs/detect/exp", exist_ok: bool = False
-    ) -> Path:
+    def save(self, labels: bool = True, save_dir: str | Path = "runs/detect/exp", exist_ok: bool = False) -> Path:
         """Write each picture with its answers into a folder (numbered if it is there); returns the folder."""
         folder = increment_path(save_dir, exist_ok=exist_ok, mkdir=True)
         for im, file in zip(self._drawn(labels), self.files, strict=True):
@@ -183,9 +193,7 @@ class Detections:
         print(f"Saved {self.n} image{'s' * (self.n > 1)} to {folder}")
         return folder
 
-    def crop(
-        self, save: bool = True, save_dir: str | Path = ROOT / "runs/detect/exp", exist_ok: bool = False
-    ) -> list[dict]:
+    def crop(self, save: bool = True, save_dir: str | Path = "runs/detect/exp", exist_ok: bool = False) -> list[dict]:
         """Cut out each box; dicts with `box`, `conf`, `cls`, `label`, `im` (BGR), written below `crops/`."""
         folder = increment_path(save_dir, exist_ok=exist_ok, mkdir=True) if save else Path(save_dir)
         crops = []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
+from pathlib import Path
 
+from models.load import find_weights
 from models.yolo import Model
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.config import DataConfig
@@ -18,16 +20,20 @@ def build_model(
     hyp: Mapping,
     resumed: Checkpoint | None = None,
     say: Callable[[str], None] = print,
+    report: Path | None = None,
 ) -> Model:
     """The network from `opt.cfg`, from the structure of `opt.weights`, or from the checkpoint of a run to resume.
 
     Names come from the data, layers of `opt.freeze` are frozen, and `say` is told what was transferred.
 
+    Args:
+        report: A file for the whole lists of what was transferred, left out or is new.
+
     Raises:
         FileNotFoundError: No such yaml or weights.
         ValueError: The model has an image branch and the data no image classes, or the yaml cannot be built.
     """
-    checkpoint = resumed or (load_checkpoint(find_file(opt.weights, (ROOT,))) if opt.weights else None)
+    checkpoint = resumed or (load_checkpoint(find_weights(opt.weights)) if opt.weights else None)
     if resumed:
         model = Model.from_checkpoint(checkpoint, averaged=False)
     else:
@@ -37,12 +43,7 @@ def build_model(
         model = Model(cfg, nc=data.nc, cls_nc=data.cls_nc or None, anchors=anchors)
         if checkpoint:
             chosen = ("anchors",) if opt.cfg or anchors else ()  # the user's own are not replaced by the checkpoint's
-            taken, left_out, new = model.transfer(checkpoint.state_dict, exclude=chosen)
-            say(f"Transferred {len(taken)} tensors from {opt.weights}; left out {len(left_out)}, new {len(new)}")
-            if left_out:
-                say(f"  left out: {shorten(left_out)}")
-            if new:
-                say(f"  new: {shorten(new)}")
+            transfer(model, checkpoint, chosen, say, report)
     if model.cls_nc and not data.cls_nc:
         raise ValueError(
             f"{data.source}: the model {opt.cfg or opt.weights} has an image branch, but the data name no image "
@@ -58,6 +59,55 @@ def build_model(
     if frozen := sum(not p.requires_grad for p in model.parameters()):
         say(f"Frozen: {frozen} tensors of layers {list(freeze)}")
     return model
+
+
+def transfer(
+    model: Model,
+    checkpoint: Checkpoint,
+    exclude: Iterable[str] = (),
+    say: Callable[[str], None] = print,
+    report: Path | None = None,
+) -> None:
+    """Takes over the weights that fit, and tells which did, which were left out and which are new."""
+    own = {k: list(v.shape) for k, v in model.state_dict().items()}
+    theirs = {k: list(v.shape) for k, v in checkpoint.state_dict.items()}
+    taken, left_out, new = model.transfer(checkpoint.state_dict, exclude=tuple(exclude))
+    say(f"Transferred from {checkpoint.file}: {len(taken)} tensors taken, {len(left_out)} left out, {len(new)} new")
+    everything = own | theirs
+    say(f"  taken: {layers(taken, everything)}" if taken else "  WARNING: nothing fits: this trains from scratch")
+    for what, names in (("left out", left_out), ("new", new)):
+        if names:
+            say(f"  {what}: {layers(names, everything)}: {shorten(names)}")
+    if report:
+
+        def why(k: str) -> str:
+            if k not in own:
+                return "not in this model"
+            return f"here {own[k]}" if own[k] != theirs[k] else "the model's own are kept"
+
+        lines = [f"taken     {k} {theirs[k]}" for k in taken]
+        lines += [f"left out  {k} {theirs[k]}: {why(k)}" for k in left_out]
+        lines += [f"new       {k} {own[k]}" for k in new]
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text("\n".join([f"from {checkpoint.file}", *lines, ""]), encoding="utf-8")
+        say(f"  whole lists: {report}")
+
+
+def layers(names: Iterable[str], everything: Iterable[str]) -> str:
+    """The layers that tensors belong to, such as `layers 0 to 23, 25`; `everything` tells which layers have any."""
+    numbers, existing = _layer_numbers(names), _layer_numbers(everything)
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and not any(runs[-1][1] < k < n for k in existing):
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    text = ", ".join(f"{a} to {b}" if b > a else str(a) for a, b in runs)
+    return f"layer{'s' * (len(numbers) > 1)} {text}"
+
+
+def _layer_numbers(names: Iterable[str]) -> list[int]:
+    return sorted({int(part[1]) for name in names if len(part := name.split(".")) > 2 and part[1].isdigit()})
 
 
 def shorten(names: list[str], most: int = 6) -> str:

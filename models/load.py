@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from models.exported import read_onnx, read_onnx_opencv, read_openvino, read_torchscript
-from models.yolo import Model
+from models.yolo import LEAST_MULTIPLE, Model
 from utils.checkpoint import load_checkpoint
+from utils.downloads import fetch_official, is_official
 from utils.paths import ROOT
-
-OFFICIAL_WEIGHTS = re.compile(r"yolov5[nsmlx]6?\.pt")
-OFFICIAL_RELEASE = "https://github.com/ultralytics/yolov5/releases/tag/v7.0"
 
 
 class Ensemble(nn.Module):
@@ -87,8 +84,8 @@ def predict(model: nn.Module, images: Tensor, augment: bool = False) -> tuple[Te
 
 
 def largest_stride(model: nn.Module) -> int:
-    """The stride that the sides of an input must be a multiple of, in pixels."""
-    return int(torch.as_tensor(model.stride).max())
+    """What the sides of an input must be a multiple of, in pixels: the largest stride, 32 at least."""
+    return max(int(torch.as_tensor(model.stride).max()), LEAST_MULTIPLE)
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:
@@ -138,20 +135,18 @@ def load_model(
 
 
 def find_weights(weights: str | Path) -> Path:
-    """The weight file: as given, or from the project's root.
+    """The weight file: as given, or from the project's root; YOLOv5's official weights are fetched where they are not.
 
     Raises:
-        FileNotFoundError: It is in neither place.
+        FileNotFoundError: It is in neither place, and not to be had.
+        ValueError: The name is that of an official model for another task.
     """
-    path = Path(weights)
+    path = Path(weights).expanduser()
     for candidate in (path, ROOT / path):
         if candidate.exists():
             return candidate
-    if OFFICIAL_WEIGHTS.fullmatch(path.name):
-        raise FileNotFoundError(
-            f"weights {path} are not here: download {path.name} from {OFFICIAL_RELEASE} and pass its path, or train a"
-            " model with train_joint.py"
-        )
+    if is_official(path.name):
+        return fetch_official(path)
     raise FileNotFoundError(
         f"weights {path} are not here (looked for {path.absolute()} and {ROOT / path}): pass the path of a .pt file,"
         " such as runs/train/exp/weights/best.pt after a training"

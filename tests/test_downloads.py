@@ -1,0 +1,117 @@
+"""Official weights by name: fetched whole or not at all, from a server of the test's own."""
+
+from __future__ import annotations
+
+import argparse
+import http.server
+import threading
+from pathlib import Path
+
+import pytest
+from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
+
+import hubconf
+from models.build import build_model
+from models.load import find_weights, load_model
+from utils import downloads
+from utils.config import DataConfig
+from utils.paths import ROOT
+
+
+class Release(http.server.BaseHTTPRequestHandler):
+    """Answers `/NAME` by what `answers` has for it: bytes, and the length that it claims."""
+
+    answers: dict[str, tuple[bytes, int]] = {}
+    asked: list[str] = []
+
+    def do_GET(self):  # noqa: N802 - the name that the base class calls
+        self.asked.append(self.path)
+        if self.path not in self.answers:
+            self.send_error(404)
+            return
+        data, length = self.answers[self.path]
+        self.send_response(200)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def release(tmp_path, monkeypatch):
+    """A release with whole, cut and wrong files; the working folder is empty."""
+    data = save_weights(tmp_path / "source.pt", joint=False).read_bytes()
+    page = b"<html>not here</html>"
+    files = {"yolov5n": (data, len(data)), "yolov5s": (data[:-999], len(data)), "yolov5m": (page, len(page))}
+    handler = type("Handler", (Release,), {"answers": {f"/{k}.pt": v for k, v in files.items()}, "asked": []})
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        monkeypatch.setattr(downloads, "RELEASE", f"http://127.0.0.1:{server.server_address[1]}")
+        yield handler
+        server.shutdown()
+
+
+def test_weights_asked_for_by_name_are_fetched_once(release, tmp_path, capsys):
+    file = find_weights("yolov5n.pt")
+    said = capsys.readouterr()
+    assert file.read_bytes() == (tmp_path / "source.pt").read_bytes()
+    assert file.absolute() == tmp_path / "work" / "yolov5n.pt" and [p.name for p in Path().iterdir()] == ["yolov5n.pt"]
+    assert f"fetching {downloads.RELEASE}/yolov5n.pt to {file.absolute()}" in said.out
+    assert "yolov5n.pt: 100%" in said.err  # the bar
+    assert load_model("yolov5n.pt").nc == 3 and release.asked == ["/yolov5n.pt"]  # the second time it is there
+    assert hubconf.yolov5n(device="cpu", _verbose=False).nc == 3 and release.asked == ["/yolov5n.pt"]
+
+
+def test_every_way_in_fetches(release, tmp_path):
+    opt = argparse.Namespace(weights="yolov5n.pt", cfg="", freeze=[0])
+    data = DataConfig(None, tmp_path, [], [], [], 3, {i: str(i) for i in range(3)})
+    assert build_model(opt, data, {}, say=lambda _: None).nc == 3
+    model = hubconf.yolov5n(pretrained=True, classes=5, device="cpu")  # a download, then other classes
+    assert model.nc == 5 and release.asked == ["/yolov5n.pt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("yolov5s.pt", r"ended after \d+ of \d+ bytes"),  # a connection that breaks off
+        ("yolov5m.pt", "no weight file"),  # a login page, say
+        ("yolov5x6.pt", "404|Not Found"),
+    ],
+)
+def test_a_file_that_is_not_whole_leaves_nothing(release, name, reason, tmp_path):
+    with pytest.raises(FileNotFoundError, match=reason) as error:
+        find_weights(name)
+    assert list(Path().iterdir()) == []
+    text = str(error.value)
+    assert f"{downloads.RELEASE}/{name}" in text and text.endswith(f"put it at {tmp_path / 'work' / name}")
+
+
+def test_offline_is_one_sentence(release, monkeypatch, tmp_path):
+    monkeypatch.setattr(downloads, "RELEASE", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(FileNotFoundError, match=r"yolov5l\.pt could not be fetched \(.*\): download it by other means"):
+        find_weights("yolov5l.pt")
+    assert list(Path().iterdir()) == []
+
+
+def test_other_names_are_not_asked_for(release, tmp_path):
+    for name in ("mine.pt", "yolov5z.pt", "yolov8n.pt", "best.pt"):
+        with pytest.raises(FileNotFoundError, match="pass the path"):
+            find_weights(name)
+    with pytest.raises(FileNotFoundError, match="neither is the folder"):
+        find_weights(tmp_path / "nowhere" / "yolov5s.pt")
+    for name, task in (("yolov5s-seg.pt", "segmentation"), ("yolov5x-cls.pt", "classification")):
+        with pytest.raises(ValueError, match=f"YOLOv5's {task} model.*such as yolov5[sx].pt"):
+            find_weights(name)
+    assert release.asked == []
+
+
+def test_names_are_those_of_the_release():
+    official = [f"yolov5{size}{six}.pt" for size in "nsmlx" for six in ("", "6")]
+    assert all(map(downloads.is_official, official))
+    assert downloads.RELEASE == "https://github.com/ultralytics/yolov5/releases/download/v7.0"
+    yamls = {f.stem for f in (ROOT / "models").rglob("*.yaml")}
+    assert {Path(name).stem for name in official} <= yamls
