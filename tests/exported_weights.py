@@ -1,0 +1,43 @@
+"""Weights whose answers depend on the picture, for tests of exported files, and the exports of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tiny_weights import save_weights
+
+from models.export_network import random_pictures, smooth_pictures
+from models.yolo import Model
+from utils.checkpoint import load_checkpoint, save_checkpoint
+
+FORMATS = ("torchscript", "onnx", "openvino")
+NMS = {"conf_thres": 0.2, "iou_thres": 0.4, "max_det": 20, "agnostic": False}
+
+
+def save_lively_weights(file: Path, joint: bool = True, seed: int = 0, model: Model | None = None) -> Path:
+    """Random weights with the batch statistics of some pictures: without them every cell gives nearly one answer."""
+    if model is None:
+        model = Model.from_checkpoint(load_checkpoint(save_weights(file, joint, seed)))
+        with torch.no_grad():
+            for conv in model.detect.m:
+                conv.weight.div_(4)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the mean over all batches
+        norm.reset_running_stats()
+    with torch.no_grad():
+        for k, pictures in enumerate((random_pictures, smooth_pictures, smooth_pictures)):
+            model.train()(pictures(4, model.yaml["ch"], (128, 128), seed=k))
+        for norm in norms:
+            norm.running_var.mul_(1.2)  # calmer, as a trained network is: rounding is not blown up from layer to layer
+    state = {"format": "yolov5-joint", "version": 1, "epoch": 0, "best_fitness": 0.0, "model": model.record()}
+    save_checkpoint(file, state | {"ema": None, "train_state": None, "opt": {}, "hyp": {}, "date": "2026-01-01"})
+    return file
+
+
+def largest_difference(ours, theirs) -> float:
+    """Of the answers of `predict`: |a - b| / max(1, |b|)."""
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if b is not None]
+    assert all(a.shape == b.shape for a, b in pairs)
+    return max(float(((a - b).abs() / b.abs().clamp(min=1)).max()) for a, b in pairs)

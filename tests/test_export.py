@@ -1,0 +1,382 @@
+"""`export.py`: what each format answers and says of itself, and what is refused."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from exported_weights import FORMATS, NMS, largest_difference, save_lively_weights
+from tiny_weights import NAMES, VIEWS, one_thread  # noqa: F401 - a fixture
+
+import export
+from models import export_formats
+from models.exported import read_onnx, suppress
+from models.load import load_model, predict
+from models.yolo import Model
+from utils.boxes import non_max_suppression
+from utils.config import load_yaml
+from utils.metadata import Metadata
+from utils.packages import need
+from utils.paths import ROOT
+
+onnx = pytest.importorskip("onnx", reason="the export formats need requirements-export.txt")
+pytest.importorskip("onnxruntime", reason="the export formats need requirements-export.txt")
+pytest.importorskip("onnxslim", reason="the export formats need requirements-export.txt")
+need_openvino = pytest.mark.skipif(
+    not any((Path(p) / "openvino").is_dir() for p in sys.path), reason="needs openvino of requirements-export.txt"
+)
+EACH = [f if f != "openvino" else pytest.param(f, marks=need_openvino) for f in FORMATS]
+FILES = {
+    "torchscript": "w.torchscript",
+    "onnx": "w.onnx",
+    "openvino": "w_openvino_model",
+    "state_dict": "w_state_dict.pt",
+}
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def weights(folder) -> Path:
+    return save_lively_weights(folder / "w.pt")
+
+
+def run(weights: Path, *include: str, **options) -> list[Path]:
+    return export.run(**{"weights": weights, "imgsz": SIZE, "include": include} | options)
+
+
+def pictures(batch: int, *size: int) -> torch.Tensor:
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(batch))
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_fixed_size(weights, name, capsys):
+    (file,) = run(weights, name, batch_size=2)
+    assert (
+        file == weights.with_name(FILES[name]) and "largest difference from PyTorch: boxes" in capsys.readouterr().out
+    )
+    model, ours = load_model(file), load_model(weights)
+    assert model.imgsz == SIZE and model.batch == (None if name == "torchscript" else 2) and model.nms is None
+    assert (model.names, model.cls_names, model.nc, model.cls_nc) == (NAMES, VIEWS, 3, 2)
+    assert int(model.stride.max()) == 32
+    for batch in (1, 2, 5):
+        images = pictures(batch, *SIZE)
+        answer, expected = predict(model, images), predict(ours, images)
+        assert answer[0].shape == (batch, 378, 8) and answer[1].shape == (batch, 2)
+        assert largest_difference(answer, expected) < 1e-4
+    assert expected[1].std(0).min() > 1e-4 and expected[0].std(1).min() > 1e-3  # not one answer for all
+    with pytest.raises(ValueError, match="takes pictures of 64x96, not 64x64"):
+        model(pictures(1, 64, 64))
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_any_size(weights, name):
+    (file,) = run(weights, name, dynamic=True)
+    model, ours = load_model(file), load_model(weights)
+    assert model.imgsz is None and model.batch is None
+    for shape in ((1, 64, 64), (3, 128, 96)):
+        assert largest_difference(predict(model, pictures(*shape)), predict(ours, pictures(*shape))) < 1e-4
+
+
+@pytest.mark.parametrize("name", EACH[1:])
+@pytest.mark.parametrize(("dynamic", "agnostic"), [(False, True), (True, False)])
+def test_suppression_inside(weights, name, dynamic, agnostic, capsys):
+    (plain,) = run(weights, name, dynamic=dynamic)
+    plain = load_model(plain)
+    nms = NMS | {"agnostic": agnostic}
+    flags = {"conf_thres": 0.2, "iou_thres": 0.4, "topk_all": 20, "agnostic_nms": agnostic}
+    (file,) = run(weights, name, dynamic=dynamic, nms=True, **flags)
+    assert "detections compared" in capsys.readouterr().out
+    model = load_model(file)
+    assert model.nms == nms and (model.nc, model.cls_nc) == (3, 2)
+    counts = set()
+    for images in [pictures(2, *SIZE)] + ([pictures(1, 32, 32)] if dynamic else []):
+        rows, probs = predict(model, images)
+        decoded, expected_probs = predict(plain, images)
+        assert rows.shape == (len(images), min(20, decoded.shape[1]), 6)
+        assert largest_difference((probs,), (expected_probs,)) < 1e-4
+        expected = non_max_suppression(decoded, **nms)
+        for got, all_rows, theirs in zip(suppress(model, rows, **nms), rows, expected, strict=True):
+            assert len(got) and largest_difference((got,), (theirs,)) < 1e-4
+            assert not all_rows[len(got) :].any()
+            counts.add(len(theirs))
+            fewer = suppress(model, all_rows[None], **nms | {"conf_thres": 0.3, "classes": [0, 2], "max_det": 3})[0]
+            assert (fewer[:, 4] > 0.3).all() and (fewer[:, 5] != 1).all() and len(fewer) <= 3
+    assert max(counts) > 3
+
+
+def test_simplified_and_oldest_and_newest_opset(weights):
+    images, expected = pictures(1, *SIZE), predict(load_model(weights), pictures(1, *SIZE))
+    sizes = {}
+    for key, options in {"plain": {}, "simplify": {"simplify": True}, "12": {"opset": 12}, "20": {"opset": 20}}.items():
+        (file,) = run(weights, "onnx", **options)
+        model = onnx.load(file)
+        sizes[key] = len(model.graph.node)
+        assert model.opset_import[0].version == options.get("opset", 17)
+        assert largest_difference(predict(load_model(file), images), expected) < 1e-4
+        assert load_model(file).names == NAMES  # simplifying keeps what the file says of itself
+    assert sizes["simplify"] < sizes["plain"]
+
+
+def test_shapes_and_names_in_the_onnx_file(weights):
+    def shape(value) -> list:
+        return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+
+    (file,) = run(weights, "onnx", batch_size=2)
+    graph = onnx.load(file).graph
+    found = {v.name: shape(v) for v in (*graph.input, *graph.output)}
+    assert found == {"images": [2, 3, 64, 96], "output0": [2, 378, 8], "image_probs": [2, 2]}
+    (file,) = run(weights, "onnx", dynamic=True, nms=True)
+    graph = onnx.load(file).graph
+    found = {v.name: shape(v) for v in (*graph.input, *graph.output)}
+    assert found["images"] == ["batch", 3, "height", "width"] and found["image_probs"] == ["batch", 2]
+    assert found["output0"] == ["batch", "detections", 6]
+
+
+@need_openvino
+def test_every_format_says_what_it_is(weights, folder):
+    run(weights, *FORMATS)
+    props = {p.key: p.value for p in onnx.load(folder / "w.onnx").metadata_props}
+    assert props["stride"] == "32" and ast.literal_eval(props["names"]) == NAMES and props["task"] == "joint"
+    assert ast.literal_eval(props["cls_names"]) == VIEWS
+    extra = {"config.txt": ""}
+    torch.jit.load(str(folder / "w.torchscript"), _extra_files=extra)
+    config = json.loads(extra["config.txt"])
+    assert config["shape"] == [1, 3, *SIZE] and config["names"]["1"] == "MR" and config["stride"] == 32
+    content = yaml.safe_load((folder / "w_openvino_model" / "metadata.yaml").read_text(encoding="utf-8"))
+    assert content["names"] == NAMES and content["cls_names"] == VIEWS and content["imgsz"] == list(SIZE)
+    assert sorted(p.name for p in (folder / "w_openvino_model").iterdir()) == ["metadata.yaml", "w.bin", "w.xml"]
+
+
+def test_metadata_survive_each_form():
+    metadata = Metadata({0: "it's", 1: 'a "b"\n', 2: "ü"}, {0: "x"}, 64, 1, (64, 128), 2, True, False, dict(NMS))
+    file = Path("f")
+    assert Metadata.from_texts(metadata.texts(), file) == metadata
+    assert Metadata.from_json(metadata.to_json(), file) == metadata
+    assert Metadata.from_values(yaml.safe_load(yaml.safe_dump(metadata.values())), file) == metadata
+    assert Metadata.from_json("", file) == Metadata({}, {})
+    theirs = Metadata.from_json('{"shape": [1, 3, 320, 256], "stride": 64, "names": ["a", "b"]}', file)  # YOLOv5's
+    assert (theirs.names, theirs.stride, theirs.imgsz, theirs.cls_names) == ({0: "a", 1: "b"}, 64, (320, 256), {})
+
+
+def test_metadata_are_not_evaluated(tmp_path):
+    code = f"open({str(tmp_path / 'was_run')!r}, 'w')"
+    for texts in ({"names": f"{{0: {code}}}"}, {"stride": code}, {"names": "(" * 10000}):
+        with pytest.raises(ValueError, match="file.onnx.*metadata"):
+            Metadata.from_texts(texts, Path("file.onnx"))
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_the_way_back(weights, folder):
+    """The state dict fits a plain model of YOLOv5's shape, strictly, and gives the joint model's boxes."""
+    (file,) = run(weights, "state_dict")
+    state = torch.load(file, weights_only=True)
+    plain = Model(load_yaml(ROOT / "models/yolov5n.yaml") | {"width_multiple": 0.1}, nc=3).eval()
+    assert list(state) == list(plain.state_dict()) and "model.24.anchors" in state
+    plain.load_state_dict(state, strict=True)
+    with torch.inference_mode():
+        boxes = load_model(weights, fuse=False)(pictures(2, *SIZE))[0][0]
+        assert torch.equal(plain(pictures(2, *SIZE))[0], boxes)
+    fused = load_model(weights)
+    save = {"format": "yolov5-joint", "version": 1, "epoch": 0, "best_fitness": 0.0, "model": fused.record()}
+    torch.save(save | {"ema": None}, folder / "fused.pt")
+    with pytest.raises(ValueError, match="batch norms are folded"):
+        run(folder / "fused.pt", "state_dict")
+
+
+@pytest.mark.parametrize("cfg", ["yolov5s_dual.yaml", "hub/yolov5n6.yaml"])
+def test_other_models(tmp_path, cfg):
+    torch.manual_seed(0)
+    small = {"width_multiple": 0.1, "depth_multiple": 0.33}
+    model = Model(load_yaml(ROOT / "models" / cfg) | small, nc=2, cls_nc=3 if "dual" in cfg else None)
+    weights = save_lively_weights(tmp_path / "w.pt", model=model)
+    images = pictures(1, 128, 128)
+    for file in run(weights, "torchscript", "onnx", "state_dict", imgsz=[128], dynamic=True)[:2]:
+        assert largest_difference(predict(load_model(file), images), predict(load_model(weights), images)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["golden/yolov5n_heart_det.pt", "weights/yolov5n_wild.pt"])
+def test_checkpoints_of_yolov5(shared, tmp_path, name):
+    weights = tmp_path / Path(name).name
+    weights.write_bytes((shared / name).read_bytes())
+    file, state = run(weights, "onnx", "state_dict", imgsz=(128, 160))
+    images = pictures(1, 128, 160)
+    assert largest_difference(predict(load_model(file), images), predict(load_model(weights), images)) < 1e-4
+    assert "model.24.m.2.bias" in torch.load(state, weights_only=True)
+
+
+@need_openvino
+def test_float16_weights_for_openvino(weights):
+    (file,) = run(weights, "openvino", half=True)
+    half = (file / "w.bin").stat().st_size
+    (file,) = run(weights, "openvino")
+    assert half < 0.6 * (file / "w.bin").stat().st_size
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--include engine", "engine is not written here: .*trtexec --onnx=best.onnx"),
+        ("--include onnx coreml", "coremltools.convert"),
+        ("--include saved_model", "onnx2tf"),
+        ("--include pb", "onnx2tf"),
+        ("--include tflite", "onnx2tf"),
+        ("--include edgetpu", "edgetpu_compiler"),
+        ("--include tfjs", "tensorflowjs_converter"),
+        ("--include paddle", "x2paddle"),
+        ("--include nonsense", "the formats are torchscript, onnx, openvino, state_dict"),
+        ("--int8 --include openvino", "--int8 is not supported: .*NNCF"),
+        ("--half", "--half for torchscript needs a GPU"),
+        ("--half --include onnx openvino", "--half for onnx needs a GPU"),
+        ("--half --dynamic --include openvino", "--half and --dynamic do not go together"),
+        ("--nms", "--nms puts non-max suppression into onnx and openvino"),
+        ("--nms --include onnx --iou-thres 45", "--iou-thres 45.0: must lie between 0 and 1"),
+        ("--nms --include onnx --topk-all 0", "--topk-all 0"),
+        ("--nms --include onnx --opset 12", "--nms needs --opset 13"),
+        ("--opset 99 --include onnx", "--opset 99: 12 to 20"),
+        ("--img 1 2 3", "--imgsz 1 2 3"),
+        ("--batch-size 0", "--batch-size 0"),
+        ("--device 77", "--device 77"),
+    ],
+)
+def test_refusals(weights, folder, line, message):
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    with pytest.raises(SystemExit, match=f"export.py: .*{message}"):
+        export.main(export.parse_opt(["--weights", str(weights), *line.split()]))
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+def test_flags_without_effect_are_told(weights, capsys):
+    run(
+        weights, "state_dict", keras=True, workspace=8, inplace=True, simplify=True, optimize=True, iou_thres=0.5,
+        imgsz=[60],
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    for flag in ("--keras", "--workspace", "--inplace", "--simplify", "--optimize", "--conf-thres, --iou-thres"):
+        assert f"{flag}" in out and "change" in out
+    assert "rounded up to 64x64" in out
+
+
+class RunsACommand:
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.file}'",)
+
+
+def test_weights_that_would_run_a_command_are_refused(tmp_path):
+    torch.save({"model": RunsACommand(tmp_path / "was_run")}, tmp_path / "bad.pt")
+    for include in export_formats.FORMATS:
+        with pytest.raises(SystemExit, match=r"export\.py: .*bad\.pt.*system"):
+            export.main(export.parse_opt(["--weights", str(tmp_path / "bad.pt"), "--include", include]))
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.pt"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "include", "options"),
+    [
+        ("onnx", "onnx", {}),
+        ("onnxruntime", "onnx", {}),
+        ("openvino", "openvino", {}),
+        ("onnxslim", "onnx", {"simplify": 1}),
+    ],
+)
+def test_missing_package(weights, monkeypatch, missing, include, options):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ModuleNotFoundError, match=f"needs the package {missing}: pip install {missing} "):
+        run(weights, include, **options)
+
+
+@need_openvino
+def test_openvino_comes_without_its_telemetry():
+    need("openvino", "the test")
+    assert sys.modules["openvino_telemetry"] is None
+
+
+def test_exported_files_are_not_exported_again(weights):
+    (file,) = run(weights, "onnx")
+    with pytest.raises(ValueError, match=r"only PyTorch weights \(.pt\)"):
+        run(file, "torchscript")
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_file_that_answers_otherwise_is_not_kept(weights, folder, name, monkeypatch):
+    run(weights, name)
+    target = folder / FILES[name]
+    before = {p: p.read_bytes() for p in ([target] if target.is_file() else target.iterdir())}
+    network = export_formats.ExportNetwork
+
+    class Wrong(network):
+        def forward(self, images):
+            boxes, probs = super().forward(images)
+            return (
+                (boxes * 1.001, probs) if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() else (boxes, probs)
+            )
+
+    monkeypatch.setattr(export_formats, "ExportNetwork", Wrong)
+    with pytest.raises(ValueError, match=f"{FILES[name]} answers otherwise.*1.0e-03.*allowed are 1e-04"):
+        run(weights, name)
+    assert {p: p.read_bytes() for p in ([target] if target.is_file() else target.iterdir())} == before
+    assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_folder_is_replaced_whole(tmp_path):
+    from utils.whole_files import whole_folder
+
+    target = tmp_path / "x_openvino_model"
+    target.mkdir()
+    (target / "old.xml").write_text("old"), (target / "a.xml").write_text("old")
+    with pytest.raises(RuntimeError), whole_folder(target) as folder:
+        (folder / "a.xml").write_text("half")
+        raise RuntimeError
+    assert (target / "a.xml").read_text() == "old"
+    with whole_folder(target) as folder:
+        (folder / "a.xml").write_text("new")
+    assert (target / "a.xml").read_text() == "new" and (target / "old.xml").read_text() == "old"  # a user's own stay
+    assert [p.name for p in tmp_path.iterdir()] == [target.name]
+
+
+def test_files_of_yolov5(weights, tmp_path):
+    """ONNX as YOLOv5 writes it: one output, `stride` and `names` alone."""
+    (file,) = run(weights, "onnx")
+    model = onnx.load(file)
+    del model.graph.output[1:]
+    for keep in (["stride", "names"], []):
+        props = {p.key: p.value for p in model.metadata_props}
+        del model.metadata_props[:]
+        for key in keep:
+            model.metadata_props.add(key=key, value=props[key])
+        onnx.save(model, tmp_path / "theirs.onnx")
+        theirs = read_onnx(tmp_path / "theirs.onnx", torch.device("cpu"))
+        assert theirs.names == (NAMES if keep else {0: "class0", 1: "class1", 2: "class2"}) and theirs.cls_nc == 0
+        decoded, probs = predict(theirs, pictures(1, *SIZE))
+        assert (
+            probs is None
+            and largest_difference((decoded,), predict(load_model(weights), pictures(1, *SIZE))[:1]) < 1e-4
+        )
+
+
+def test_flags_are_yolov5s(golden):
+    opt = vars(export.parse_opt([]))
+    theirs = {o["dest"]: o for o in json.loads((golden / "flags.json").read_text())["export"]}
+    assert set(opt) == set(theirs)
+    for dest, o in theirs.items():
+        ours = Path(opt[dest]).relative_to(ROOT).as_posix() if o["default_is_path_relative_to_repo_root"] else opt[dest]
+        assert ours == o["default"], dest
+    line = "--weights a.pt b.pt --img 320 --batch 2 --conf 0.1 --include onnx"
+    opt = export.parse_opt(line.split())
+    assert (opt.weights, opt.imgsz, opt.batch_size, opt.conf_thres) == (["a.pt", "b.pt"], [320], 2, 0.1)
