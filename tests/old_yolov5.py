@@ -121,8 +121,14 @@ class DetectionModel(nn.Module):
         torch.manual_seed(seed)
         ours = Model(yaml_of(version, nc))
         for name, value in ours.state_dict().items():
-            if name.endswith(("running_mean", "running_var")):
+            if name.endswith("running_mean"):
+                value.uniform_(-0.2, 0.2)
+            elif name.endswith("running_var"):
                 value.uniform_(0.5, 1.5)
+            elif name.startswith("model.24.") and name.endswith("bias"):
+                value.uniform_(-1, 1)
+            elif value.dim() == 4:  # signals keep their size through the layers, so that every weight counts
+                value.uniform_(-1, 1).mul_(1.5 * (3 / value[0].numel()) ** 0.5)
         layers = []
         for m in ours.model:
             kind = {"Focus": Focus, "SPP": SPP}.get(m.type)
