@@ -1,0 +1,287 @@
+"""Exported files in use: `detect.py`, `val_joint.py`, AutoShape, torch.hub and ensembles run them as a `.pt`."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from exported_weights import FORMATS, NMS, largest_difference, save_lively_weights
+from tiny_weights import NAMES, VIEWS, one_thread  # noqa: F401 - a fixture
+
+import detect
+import export
+import val_joint
+from models.autoshape import AutoShape
+from models.load import load_model, predict
+from utils.boxes import non_max_suppression, xyxy2xywhn
+from utils.packages import need
+
+for package in ("onnx", "onnxruntime"):
+    pytest.importorskip(package, reason="the export formats need requirements-export.txt")
+try:
+    need("openvino", "the tests")
+except ModuleNotFoundError as e:
+    pytest.skip(f"the export formats need requirements-export.txt ({e})", allow_module_level=True)
+ROOT = Path(__file__).resolve().parents[1]
+SIDE = 64
+
+
+@pytest.fixture(autouse=True)
+def own_user_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user_cache")))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return save_lively_weights(tmp_path_factory.mktemp("exported") / "w.pt")
+
+
+@pytest.fixture(scope="module")
+def files(weights) -> dict[tuple[str, str], Path]:
+    """Every format, for one size (`fixed`), for any (`any`), and ONNX with suppression inside (`nms`)."""
+    made = {}
+    inside = {"conf_thres": NMS["conf_thres"], "iou_thres": NMS["iou_thres"], "topk_all": NMS["max_det"]}
+    for kind, formats, options in (
+        ("fixed", FORMATS, {}),
+        ("any", FORMATS, {"dynamic": True}),
+        ("nms", FORMATS[1:2], {"nms": True, "dynamic": True} | inside),
+    ):
+        own = weights.parent / kind / "w.pt"
+        own.parent.mkdir()
+        shutil.copy(weights, own)
+        written = export.run(weights=own, imgsz=SIDE, include=formats, **options)
+        made |= {(name, kind): file for name, file in zip(formats, written, strict=True)}
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(weights, tmp_path_factory) -> dict:
+    """Square pictures whose labels are the network's own best boxes and classes, some left out: metrics between."""
+    folder = tmp_path_factory.mktemp("set")
+    (folder / "images").mkdir(), (folder / "labels").mkdir()
+    rng, model = np.random.default_rng(0), load_model(weights)
+    for k in range(6):
+        im = cv2.resize(rng.integers(0, 255, (5, 7, 3), np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / "images" / f"{k}.png"), im)
+        rgb = torch.from_numpy(np.ascontiguousarray(im[..., ::-1].transpose(2, 0, 1)))[None].float() / 255
+        decoded, probs = predict(model, rgb)
+        found = non_max_suppression(decoded, 0.05, 0.3)[0][k % 2 :: 2][:4]
+        boxes = xyxy2xywhn(found[:, :4], SIDE, SIDE, clip=True, eps=1e-3)
+        rows = [f"{int(c)} " + " ".join(f"{v:.6f}" for v in b) for b, c in zip(boxes, found[:, 5], strict=True)]
+        view = int(probs[0].argmax()) if k else 1 - int(probs[0].argmax())
+        rows += ["", " ".join(str(int(i == view)) for i in range(2))]
+        (folder / "labels" / f"{k}.txt").write_text("\n".join(rows))
+    names = {"names": list(NAMES.values()), "cls_names": list(VIEWS.values())}
+    return {"path": str(folder), "train": "images", "val": "images"} | names
+
+
+def validate(data, weights, tmp_path, square: bool, **options) -> dict:
+    cfg = val_joint.load_data_config(data)
+    loader = val_joint.make_loader(cfg, "val", SIDE, 4, 32, workers=0, square=square)
+    options = {"imgsz": SIDE, "batch_size": 4, "device": "cpu", "plots": False, "save_dir": tmp_path / "val"} | options
+    (tmp_path / "val").mkdir(exist_ok=True)
+    return val_joint.run(cfg, weights, dataloader=loader, **options)
+
+
+def numbers(results: dict) -> list[float]:
+    detection = results["detection"]
+    means = [detection[k] for k in ("map50", "map50_95", "precision", "recall")]
+    return [*means, *detection["maps"], results["image"]["accuracy"], results["fitness"]]
+
+
+@pytest.mark.parametrize("kind", ["fixed", "any"])
+def test_validation_gives_the_same_metrics(files, weights, data, tmp_path, kind):
+    expected = numbers(validate(data, str(weights), tmp_path, square=kind == "fixed"))
+    assert 0.1 < expected[0] < 0.99 and expected[-2] == pytest.approx(5 / 6)  # neither nothing nor everything
+    for name in FORMATS:
+        found = numbers(validate(data, str(files[name, kind]), tmp_path, square=kind == "fixed"))
+        assert found == pytest.approx(expected, abs=1e-3), name
+    if kind == "fixed":
+        found = numbers(validate(data, str(files["onnx", kind]), tmp_path, square=True, dnn=True))
+        assert found == pytest.approx(expected, abs=1e-3), "OpenCV"
+
+
+def test_validation_pads_to_the_size_of_a_fixed_file(files, data, tmp_path, capsys):
+    options = {"batch_size": 4, "device": "cpu", "plots": False, "workers": 0, "project": tmp_path}
+    results = val_joint.run(data, str(files["onnx", "fixed"]), imgsz=100, half=True, **options)
+    out = capsys.readouterr().out
+    assert "--imgsz 128x128: the file takes 64x64 alone" in out and "--half changes nothing" in out
+    assert results["settings"]["imgsz"] == SIDE and results["settings"]["dtype"] == "float32"
+
+
+def test_validation_with_suppression_inside(files, data, tmp_path, capsys):
+    results = validate(data, str(files["onnx", "nms"]), tmp_path, square=True)
+    out = capsys.readouterr().out
+    assert "--conf-thres 0.2 (asked: 0.001), --iou-thres 0.4 (asked: 0.6), --max-det 20 (asked: 300)" in out
+    assert results["image"]["accuracy"] == pytest.approx(5 / 6) and results["detection"]["map50"] > 0
+    with pytest.raises(ValueError, match="--save-hybrid needs the boxes before non-max suppression"):
+        validate(data, str(files["onnx", "nms"]), tmp_path, square=True, save_hybrid=True)
+
+
+# detect.py ------------------------------------------------------------------------------------------------------------
+
+
+def detections(weights, source, tmp_path, **options) -> tuple[list[dict], dict[str, str]]:
+    """Rows of predictions.csv, and the label files by name."""
+    options = {"imgsz": SIDE, "device": "cpu", "nosave": True, "conf_thres": 0.2, "iou_thres": 0.4} | options
+    out = detect.run(weights, source, project=tmp_path / "runs", save_txt=True, save_csv=True, **options)
+    with (out / "predictions.csv").open(encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f))
+    labels = {p.name: p.read_text() for p in sorted((out / "labels").iterdir())}
+    return rows, labels
+
+
+def assert_same(found, expected) -> None:
+    """The same boxes and classes up to a pixel of rounding; the label files as text where no pixel differs."""
+    rows, theirs = found[0], expected[0]
+    assert len(rows) == len(theirs) > 6 and list(found[1]) == list(expected[1])
+    for a, b in zip(rows, theirs, strict=True):
+        assert (a["Image Name"], a["Prediction"], a["image_class"]) == (
+            b["Image Name"],
+            b["Prediction"],
+            b["image_class"],
+        )
+        assert all(abs(float(a[k]) - float(b[k])) <= 1 for k in ("x1", "y1", "x2", "y2"))
+        assert float(a["Confidence"]) == pytest.approx(float(b["Confidence"]), abs=2e-4)
+    if all(a[k] == b[k] for a, b in zip(rows, theirs, strict=True) for k in ("x1", "y1", "x2", "y2")):
+        assert found[1] == expected[1]
+
+
+def test_detection_gives_the_same_labels(files, weights, data, tmp_path):
+    source = Path(data["path"]) / "images"  # square, so that every file sees the same input
+    expected = detections(weights, source, tmp_path)
+    for name in FORMATS:
+        assert_same(detections(files[name, "fixed"], source, tmp_path), expected)
+    assert_same(detections(files["onnx", "fixed"], source, tmp_path, dnn=True), expected)
+    assert_same(
+        detections(files["onnx", "nms"], source, tmp_path, max_det=20),
+        detections(weights, source, tmp_path, max_det=20),
+    )
+
+
+def test_detection_on_pictures_of_any_shape(files, weights, tmp_path, capsys):
+    im = cv2.resize(np.random.default_rng(1).integers(0, 255, (5, 7, 3), np.uint8), (128, 64))
+    cv2.imwrite(str(tmp_path / "wide.png"), im)
+    options = {"imgsz": 128, "source": tmp_path / "wide.png", "tmp_path": tmp_path, "conf_thres": 0.1}
+    expected = detections(weights, **options)
+    for name in FORMATS:
+        assert_same(detections(files[name, "any"], **options), expected)
+    assert capsys.readouterr().out.count("wide.png: 64x128 ") == 4
+    detections(files["onnx", "fixed"], **options)
+    out = capsys.readouterr().out
+    assert "--imgsz 128x128: the file takes 64x64 alone" in out and "wide.png: 64x64 " in out
+    detections(files["onnx", "nms"], **options | {"conf_thres": 0.3}, classes=[0], agnostic_nms=True)
+    assert "WARNING: non-max suppression is inside the file, with --max-det 20 (asked: 1000), --agnostic-nms False" in (
+        capsys.readouterr().out
+    )
+
+
+def test_what_exported_files_cannot_do(files, data, tmp_path, capsys):
+    source = Path(data["path"]) / "images"
+    for script, call in (
+        (
+            "detect",
+            lambda: detect.run(files["onnx", "any"], source, project=tmp_path / "r", device="cpu", augment=True),
+        ),
+        ("val", lambda: validate(data, str(files["torchscript", "any"]), tmp_path, square=True, augment=True)),
+    ):
+        with pytest.raises(ValueError, match="--augment works with PyTorch weights"):
+            call()
+        assert not (tmp_path / "r").exists(), script
+    detections(files["torchscript", "fixed"], source, tmp_path, half=True, update=True, dnn=True)
+    out = capsys.readouterr().out
+    assert "--half changes nothing" in out and "an exported file has no training state" in out
+    assert "--dnn runs ONNX files through OpenCV; these weights are none" in out
+
+
+# Python ---------------------------------------------------------------------------------------------------------------
+
+
+def test_autoshape_and_hub(files, weights, data, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    pictures = [cv2.imread(str(p))[..., ::-1] for p in sorted((Path(data["path"]) / "images").iterdir())[:3]]
+    ours = AutoShape(load_model(weights))(pictures, size=SIDE)
+    for name, kind in (("onnx", "fixed"), ("openvino", "any"), ("torchscript", "fixed")):
+        model = torch.hub.load(
+            str(ROOT), "custom", str(files[name, kind]), source="local", device="cpu", _verbose=False
+        )
+        found = model(pictures, size=320 if kind == "fixed" else SIDE)  # a file of one size keeps to it
+        assert found.s == (3, 3, SIDE, SIDE) and found.image_class == ours.image_class
+        assert sum(map(len, found.xyxy)) > 6
+        for a, b in zip(found.xyxy, ours.xyxy, strict=True):
+            assert a.shape == b.shape and torch.allclose(a, b, atol=1e-2)
+    (decoded, _), logits = model(torch.rand(2, 3, SIDE, SIDE))
+    assert decoded.shape == (2, 252, 8) and logits.shape == (2, 2)
+
+
+def test_ensembles(files, weights, tmp_path):
+    images = torch.rand(3, 3, SIDE, SIDE)
+    mixed = predict(load_model([weights, files["onnx", "fixed"]]), images)
+    plain = predict(load_model([weights, weights]), images)
+    assert largest_difference(mixed, plain) < 1e-4
+    with pytest.raises(ValueError, match="weights 2 have non-max suppression inside; export them without --nms"):
+        load_model([weights, files["onnx", "nms"]])
+    own = tmp_path / "other.pt"
+    shutil.copy(weights, own)
+    (other,) = export.run(weights=own, imgsz=96, include=["torchscript"])
+    with pytest.raises(ValueError, match="ensemble: exported files that take pictures of"):
+        load_model([files["onnx", "fixed"], other])
+    with pytest.raises(ValueError, match="--augment"):
+        detect.run([weights, files["onnx", "any"]], "x", device="cpu", augment=True)
+
+
+# Files that cannot be read --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.torchscript", "a.xml", "a_openvino_model/a.xml"])
+def test_broken_files_end_in_a_sentence(tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"<no>" + bytes(100))
+    file.with_suffix(".bin").write_bytes(b"")
+    given = file.parent if "/" in name else file
+    with pytest.raises(SystemExit, match=rf"detect.py: .*{given.name}: .*(cannot read it|no TorchScript file)"):
+        detect.main(detect.parse_opt(["--weights", str(given), "--source", str(tmp_path), "--device", "cpu"]))
+    if name == "a.onnx":
+        with pytest.raises(ValueError, match="a.onnx: no ONNX file"):
+            load_model(file, dnn=True)
+
+
+def test_incomplete_folders(files, tmp_path):
+    folder = tmp_path / "w_openvino_model"
+    shutil.copytree(files["openvino", "any"], folder)
+    assert load_model(folder / "w.xml").names == NAMES
+    (folder / "metadata.yaml").rename(folder / "w.yaml")  # beside the .xml, under its name
+    assert load_model(folder).cls_names == VIEWS
+    (folder / "w.bin").unlink()
+    with pytest.raises(FileNotFoundError, match="w.bin, the weights of w.xml, is not there"):
+        load_model(folder)
+    (folder / "w.xml").unlink()
+    with pytest.raises(FileNotFoundError, match="holds 0 .xml files"):
+        load_model(folder)
+
+
+def test_weights_outside_an_onnx_file_are_not_looked_for(files, tmp_path):
+    import onnx
+
+    model = onnx.load(files["onnx", "fixed"])
+    onnx.save(model, tmp_path / "w.onnx", save_as_external_data=True, location="data.bin", size_threshold=0)
+    assert (tmp_path / "data.bin").stat().st_size > 100000
+    with pytest.raises(ValueError, match="w.onnx: ONNX Runtime cannot read it"):
+        load_model(tmp_path / "w.onnx")
+
+
+def test_names_and_boxes_must_fit(files, tmp_path):
+    import onnx
+
+    model = onnx.load(files["onnx", "fixed"])
+    for prop in model.metadata_props:
+        prop.value = "{0: 'one'}" if prop.key == "names" else prop.value
+    onnx.save(model, tmp_path / "w.onnx")
+    with pytest.raises(ValueError, match="w.onnx: names 1 classes, but its boxes have 8 columns"):
+        load_model(tmp_path / "w.onnx")
