@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
 from tiny_weights import save_weights
 
+import export
 from models.export_network import random_pictures, smooth_pictures
 from models.yolo import Model
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
 FORMATS = ("torchscript", "onnx", "openvino")
+NMS_FLAGS = (("nms", True), ("conf_thres", 0.2), ("iou_thres", 0.4), ("topk_all", 20))
 NMS = {"conf_thres": 0.2, "iou_thres": 0.4, "max_det": 20, "agnostic": False}
 
 
@@ -34,6 +39,24 @@ def save_lively_weights(file: Path, joint: bool = True, seed: int = 0, model: Mo
     state = {"format": "yolov5-joint", "version": 1, "epoch": 0, "best_fitness": 0.0, "model": model.record()}
     save_checkpoint(file, state | {"ema": None, "train_state": None, "opt": {}, "hyp": {}, "date": "2026-01-01"})
     return file
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory()  # removed when the process ends
+
+
+@functools.cache
+def lively_weights() -> Path:
+    return save_lively_weights(Path(_folder().name) / "w.pt")
+
+
+@functools.cache
+def made(name: str, size: tuple[int, int] = (64, 96), **options) -> Path:
+    """`lively_weights` in a format, made once for all tests, which must not change it."""
+    own = Path(tempfile.mkdtemp(dir=_folder().name)) / "w.pt"
+    shutil.copy(lively_weights(), own)
+    return export.run(weights=own, imgsz=size, include=[name], **options)[0]
 
 
 def largest_difference(ours, theirs) -> float:

@@ -10,11 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from exported_weights import FORMATS, NMS, largest_difference, save_lively_weights
+from exported_weights import FORMATS, NMS_FLAGS, largest_difference, lively_weights, made
 from tiny_weights import NAMES, VIEWS, one_thread  # noqa: F401 - a fixture
 
 import detect
-import export
 import val_joint
 from models.autoshape import AutoShape
 from models.load import load_model, predict
@@ -37,26 +36,16 @@ def own_user_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    return save_lively_weights(tmp_path_factory.mktemp("exported") / "w.pt")
+def weights() -> Path:
+    return lively_weights()
 
 
 @pytest.fixture(scope="module")
-def files(weights) -> dict[tuple[str, str], Path]:
+def files() -> dict[tuple[str, str], Path]:
     """Every format, for one size (`fixed`), for any (`any`), and ONNX with suppression inside (`nms`)."""
-    made = {}
-    inside = {"conf_thres": NMS["conf_thres"], "iou_thres": NMS["iou_thres"], "topk_all": NMS["max_det"]}
-    for kind, formats, options in (
-        ("fixed", FORMATS, {}),
-        ("any", FORMATS, {"dynamic": True}),
-        ("nms", FORMATS[1:2], {"nms": True, "dynamic": True} | inside),
-    ):
-        own = weights.parent / kind / "w.pt"
-        own.parent.mkdir()
-        shutil.copy(weights, own)
-        written = export.run(weights=own, imgsz=SIDE, include=formats, **options)
-        made |= {(name, kind): file for name, file in zip(formats, written, strict=True)}
-    return made
+    found = {(name, "fixed"): made(name, (SIDE, SIDE)) for name in FORMATS}
+    found |= {(name, "any"): made(name, dynamic=True) for name in FORMATS}
+    return found | {("onnx", "nms"): made("onnx", dynamic=True, **dict(NMS_FLAGS))}
 
 
 @pytest.fixture(scope="module")
@@ -219,16 +208,14 @@ def test_autoshape_and_hub(files, weights, data, monkeypatch, tmp_path):
     assert decoded.shape == (2, 252, 8) and logits.shape == (2, 2)
 
 
-def test_ensembles(files, weights, tmp_path):
+def test_ensembles(files, weights):
     images = torch.rand(3, 3, SIDE, SIDE)
     mixed = predict(load_model([weights, files["onnx", "fixed"]]), images)
     plain = predict(load_model([weights, weights]), images)
     assert largest_difference(mixed, plain) < 1e-4
     with pytest.raises(ValueError, match="weights 2 have non-max suppression inside; export them without --nms"):
         load_model([weights, files["onnx", "nms"]])
-    own = tmp_path / "other.pt"
-    shutil.copy(weights, own)
-    (other,) = export.run(weights=own, imgsz=96, include=["torchscript"])
+    other = made("onnx", batch_size=2)  # for 64x96
     with pytest.raises(ValueError, match="ensemble: exported files that take pictures of"):
         load_model([files["onnx", "fixed"], other])
     with pytest.raises(ValueError, match="--augment"):
