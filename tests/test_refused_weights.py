@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ import export
 import hubconf
 import train_joint
 import val_joint
+from benchmarks import formats
 from models.load import load_model
 from utils.checkpoint import load_checkpoint, strip_checkpoint
 from utils.paths import ROOT
@@ -118,6 +121,11 @@ def _official(**options):
     return call
 
 
+def benchmark_of_formats(file, folder):
+    with mock.patch.object(sys, "argv", ["formats.py", "--weights", str(file), "--data", str(data(file, folder))]):
+        formats.main()
+
+
 ENTRIES = {
     "train_joint --weights": _cli(train_joint, "--weights", the_file, "--data", data, "--project", "runs"),
     "train_joint --weights --cfg": _cli(
@@ -130,6 +138,7 @@ ENTRIES = {
     "detect --update": _cli(detect, "--update", "--weights", the_file, "--source", pictures, "--project", "runs"),
     "export": _cli(export, "--weights", the_file),
     "export state_dict": _cli(export, "--weights", the_file, "--include", "state_dict"),
+    "benchmarks/formats": benchmark_of_formats,
     "hubconf.custom": lambda file, folder: hubconf.custom(file, device="cpu"),
     "hubconf.yolov5s": _official(),
     "hubconf.yolov5s, other classes": _official(classes=3),
@@ -158,4 +167,4 @@ def test_every_script_with_weights_is_in_the_list():
     scripts = {
         f.stem for f in [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")] if '"--weights"' in f.read_text("utf-8")
     }
-    assert scripts == {"train_joint", "val_joint", "detect", "export"}
+    assert scripts == {"train_joint", "val_joint", "detect", "export", "formats"}
