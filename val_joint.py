@@ -174,6 +174,7 @@ def run(
     if save_dir is None:
         save_dir = increment_path(Path(project) / name, exist_ok=exist_ok, mkdir=True)
     save_dir, layout = Path(save_dir), memory_format(device, dtype)
+    save_dir.mkdir(parents=True, exist_ok=True)
     if dataloader is None:
         fixed = getattr(model, "imgsz", None) is not None  # an exported file that takes one size alone
         kinds = {"single_cls": single_cls, "workers": workers, "strict": strict, "square": fixed}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.boxes import check_img_size, non_max_suppression
+from utils.boxes import check_img_size, input_multiple, non_max_suppression
 from utils.config import load_yaml
 from utils.metadata import Metadata
 from utils.packages import need
@@ -266,7 +266,7 @@ def input_size(model: nn.Module, imgsz: Sequence[int]) -> list[int]:
     """Height and width of the network input: those of a file that takes one size alone, else `imgsz` rounded up to the
     stride."""
     fixed = getattr(model, "imgsz", None)
-    wanted = check_img_size(imgsz, s=int(torch.as_tensor(model.stride).max()))
+    wanted = check_img_size(imgsz, s=input_multiple(model.stride))
     if fixed and list(fixed) != list(wanted):
         print(f"--imgsz {_size(wanted)}: the file takes {_size(fixed)} alone, which is used (export it with --dynamic)")
     return list(fixed or wanted)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models.exported import read_onnx, read_onnx_opencv, read_openvino, read_torchscript
-from models.yolo import LEAST_MULTIPLE, Model
+from models.yolo import Model
+from utils.boxes import input_multiple
 from utils.checkpoint import load_checkpoint
 from utils.downloads import fetch_official, is_official
 from utils.paths import ROOT
@@ -84,8 +85,8 @@ def predict(model: nn.Module, images: Tensor, augment: bool = False) -> tuple[Te
 
 
 def largest_stride(model: nn.Module) -> int:
-    """What the sides of an input must be a multiple of, in pixels: the largest stride, 32 at least."""
-    return max(int(torch.as_tensor(model.stride).max()), LEAST_MULTIPLE)
+    """What the sides of an input must be a multiple of, in pixels."""
+    return input_multiple(model.stride)
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:

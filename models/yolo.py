@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from models.common import Conv
 from models.heads import Detect, ImageClassifier, ImageHead
 from models.parser import BRANCHES, IMAGE, PREVIOUS, load_model_yaml, parse_model
+from utils.boxes import input_multiple
 from utils.checkpoint import Checkpoint
 
 __all__ = ["Detect", "ImageClassifier", "ImageHead", "Model"]
 
 LEFTOVERS = (".anchor_grid", ".total_ops", ".total_params")  # buffers of old or profiled models that nothing needs
-LEAST_MULTIPLE = 32
 PROBE_SIZES = (128, 1024)  # sides of the picture that finds out the strides; the second one for strides above 64
 # test-time augmentation: scale and whether to mirror
 TTA = ((1.0, False), (0.83, True), (0.67, False))
@@ -126,11 +126,8 @@ class Model(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """What the sides of pictures must be a multiple of: the largest stride, 32 at least.
-
-        The backbone may go deeper than the levels that Detect reads.
-        """
-        return max(int(self.stride.max()), LEAST_MULTIPLE)
+        """What the sides of pictures must be a multiple of, in pixels."""
+        return input_multiple(self.stride)
 
     def forward(self, x: Tensor, augment: bool = False):
         """Runs pictures [B, ch, H, W], RGB, 0..1, H and W multiples of the largest stride.

@@ -33,6 +33,14 @@ def make_divisible(x: float, divisor: int | Tensor) -> int:
     return math.ceil(x / divisor) * divisor
 
 
+def input_multiple(stride: Tensor | Sequence[float] | float) -> int:
+    """What the sides of a network's input must be a multiple of, in pixels: its largest stride, 32 at least.
+
+    A backbone may go deeper than the levels that Detect reads, as that of yolov5-p34.yaml does.
+    """
+    return max(int(torch.as_tensor(stride).max()), 32)
+
+
 def check_img_size(imgsz: int | Sequence[int], s: int = 32, floor: int = 0) -> int | list[int]:
     """Rounds a network input size (one side, or height and width) up to a multiple of the stride ``s``, ``floor`` at
     least."""
