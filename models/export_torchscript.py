@@ -16,7 +16,7 @@ def write_torchscript(network: ExportNetwork, file: Path, optimize: bool = False
         optimize: For mobile devices: rewritten for XNNPACK, with the byte code of PyTorch's lite interpreter.
 
     Raises:
-        ValueError: `optimize` for a network that is not on the processor.
+        ValueError: `optimize` for a network that is not on the processor, or by a PyTorch without XNNPACK.
     """
     if optimize and network.example.device.type != "cpu":
         raise ValueError("--optimize rewrites the network for mobile processors: use --device cpu")
@@ -26,6 +26,10 @@ def write_torchscript(network: ExportNetwork, file: Path, optimize: bool = False
         if optimize:
             from torch.utils.mobile_optimizer import optimize_for_mobile
 
-            optimize_for_mobile(traced)._save_for_lite_interpreter(str(file), _extra_files=extra)
+            try:
+                optimized = optimize_for_mobile(traced)
+            except RuntimeError as e:
+                raise ValueError(f"--optimize: this PyTorch cannot do it ({str(e).strip().splitlines()[0]})") from e
+            optimized._save_for_lite_interpreter(str(file), _extra_files=extra)
         else:
             torch.jit.save(traced, str(file), _extra_files=extra)
