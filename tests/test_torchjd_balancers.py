@@ -117,6 +117,18 @@ def test_uw_learns_the_inverse_of_each_loss():
     assert balancer.weights.tolist() == pytest.approx([0.05, 2.5], rel=0.02)
 
 
+@pytest.mark.parametrize("name", BALANCERS)
+def test_a_loss_scale_and_accumulation_change_nothing(name):
+    plain, scaled = TwoTasks(), TwoTasks()
+    balancers = [build(name, m, interval=2) for m in (plain, scaled)]
+    want = train(plain, balancers[0], 5, micro=2)
+    got = train(scaled, balancers[1], 5, micro=2, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**14))
+    torch.testing.assert_close(torch.stack(got), torch.stack(want), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(scaled.state_dict(), plain.state_dict(), rtol=1e-3, atol=1e-4)
+    norms = [b.stats()["grad_norms"] for b in balancers]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
 def test_float16_overflow_reaches_the_scaler_through_an_aggregator():
     model = TwoTasks()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)

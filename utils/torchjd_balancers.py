@@ -129,7 +129,8 @@ def build_torchjd_balancer(
             settings["projector"] = _dual_cone_projector()
         module = cls(**settings)
     except ImportError as error:
-        raise ValueError(f"--balancer {name}: {error}") from error
+        extra = name.replace("_", "-")  # the error of torchjd 0.18 names one that pip does not find
+        raise ValueError(f'--balancer {name} needs a solver: pip install "torchjd[{extra}]"') from error
     if entry.kind == "scalarization":
         return Scalarized(name, module, num_tasks, shared, interval, task_weights, lr)
     if params is None:
