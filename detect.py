@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from models.exported import input_size, refuse_augment, suppress, tell_thresholds, usable_half
+from models.exported import fixed_size, input_size, refuse_augment, suppress, tell_dnn, tell_thresholds, usable_half
 from models.load import find_weights, input_dtype, largest_stride, load_model, predict
 from utils.augmentations import letterbox
 from utils.boxes import scale_boxes
@@ -57,7 +57,6 @@ class Detector:
         )
         self.stride = largest_stride(model)
         self.dtype = input_dtype(model)
-        self.fixed = getattr(model, "imgsz", None) is not None  # an exported file that takes one size alone
         self.seen, self.seconds, self.shape = 0, np.zeros(3), (1, 3, *imgsz)
         if device.type == "cuda":
             predict(model, torch.zeros(self.shape, device=device, dtype=self.dtype))  # loads the kernels
@@ -79,7 +78,7 @@ class Detector:
 
     def _letterboxed(self, pictures: list[np.ndarray]) -> torch.Tensor:
         """BGR pictures → [B,3,H,W] in 0..1 on the device; pictures of one size are padded to the next stride only."""
-        auto = len({im.shape for im in pictures}) == 1 and not self.fixed
+        auto = len({im.shape for im in pictures}) == 1 and not fixed_size(self.model)
         boxed = [letterbox(im, self.imgsz, stride=self.stride, auto=auto)[0] for im in pictures]
         chw = np.ascontiguousarray(np.stack(boxed)[..., ::-1].transpose(0, 3, 1, 2))
         return to_input(torch.from_numpy(chw), self.device).to(self.dtype)
@@ -136,8 +135,7 @@ def run(
     refuse_augment(model, augment)
     sides = _pair(imgsz)
     print(f"{describe_device(device)}\n{_describe_model(weights, names, cls_names)}")
-    if dnn and not any(str(file).endswith(".onnx") for file in _files(weights)):
-        print("WARNING: --dnn runs ONNX files through OpenCV; these weights are none, so the flag changes nothing")
+    tell_dnn(weights, dnn)
     imgsz, half = tuple(input_size(model, sides)), usable_half(model, half)
     tell_thresholds(model, conf_thres, iou_thres, max_det, agnostic_nms)
     nms = {"conf_thres": conf_thres, "iou_thres": iou_thres, "classes": classes, "agnostic": agnostic_nms}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.exported import input_size, refuse_augment, suppress, tell_thresholds, usable_half
+from models.exported import fixed_size, input_size, refuse_augment, suppress, tell_dnn, tell_thresholds, usable_half
 from models.load import largest_stride, load_model
 from utils.boxes import scale_boxes, xywh2xyxy
 from utils.config import DataConfig, ensure_data, load_data_config
@@ -161,8 +161,7 @@ def run(
         print(f"{describe_device(device)}, {dtype_name}")
         if conf_thres > 0.001 and task != "speed":
             print(f"WARNING: --conf-thres {conf_thres} cuts the curves off, which falsifies mAP; measure it at 0.001")
-        if dnn and not any(str(w).endswith(".onnx") for w in (weights if isinstance(weights, list) else [weights])):
-            print("WARNING: --dnn runs ONNX files through OpenCV; these weights are none, so it changes nothing")
+        tell_dnn(weights, dnn)
         tell_thresholds(model, conf_thres, iou_thres, max_det, single_cls)
     was_training = model.training
     model.eval()
@@ -176,8 +175,8 @@ def run(
     save_dir, layout = Path(save_dir), memory_format(device, dtype)
     save_dir.mkdir(parents=True, exist_ok=True)
     if dataloader is None:
-        fixed = getattr(model, "imgsz", None) is not None  # an exported file that takes one size alone
-        kinds = {"single_cls": single_cls, "workers": workers, "strict": strict, "square": fixed}
+        square = fixed_size(model) is not None
+        kinds = {"single_cls": single_cls, "workers": workers, "strict": strict, "square": square}
         dataloader = make_loader(data, task, imgsz, batch_size, largest_stride(model), **kinds)
         if device.type == "cuda":  # the first call sets up the kernels, which is no part of the speed
             with autocast(device, dtype is not None, dtype):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from models.exported import suppress
+from models.exported import fixed_size, suppress
 from models.load import device_of, input_dtype, largest_stride, predict
 from utils.augmentations import letterbox
 from utils.boxes import make_divisible, scale_boxes, xyxy2xywh
@@ -88,7 +88,7 @@ class AutoShape(nn.Module):
         pictures, files = zip(*(_rgb(im, i) for i, im in enumerate(ims if _is_list(ims) else [ims])), strict=True)
         longest = size if isinstance(size, int) else max(size)
         scaled = [[int(side * longest / max(im.shape[:2])) for side in im.shape[:2]] for im in pictures]
-        fixed = getattr(self.model, "imgsz", None)  # of an exported file that takes one size alone
+        fixed = fixed_size(self.model)
         shape = list(fixed) if fixed else [make_divisible(side, self.stride) for side in np.array(scaled).max(0)]
         boxed = np.stack([letterbox(im, shape, auto=False)[0] for im in pictures])
         chw = torch.from_numpy(np.ascontiguousarray(boxed.transpose(0, 3, 1, 2)))

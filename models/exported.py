@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from utils.boxes import check_img_size, input_multiple, non_max_suppression
 from utils.config import load_yaml
 from utils.metadata import Metadata
-from utils.packages import need
+from utils.packages import need, openvino_core
 
 BOXES, PROBS = "output0", "image_probs"
 Compute = Callable[[Tensor], Sequence[Tensor]]
@@ -213,7 +213,7 @@ def read_openvino(path: Path, device: torch.device, fuse: bool = True) -> Export
         FileNotFoundError: No .xml, or no weights beside it.
         ValueError: It cannot be read.
     """
-    openvino = need("openvino", f"running {path.name}")
+    need("openvino", f"running {path.name}")
     xmls = sorted(path.glob("*.xml")) if path.is_dir() else [path]
     if len(xmls) != 1:
         raise FileNotFoundError(f"{path} holds {len(xmls)} .xml files, not the one of a network: pass the file's path")
@@ -225,7 +225,7 @@ def read_openvino(path: Path, device: torch.device, fuse: bool = True) -> Export
     # by itself OpenVINO would compute in bfloat16 on processors that have it
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     try:
-        network = openvino.Core().compile_model(openvino.Core().read_model(xml), "CPU", hints)
+        network = openvino_core().compile_model(openvino_core().read_model(xml), "CPU", hints)
     except RuntimeError as e:
         raise ValueError(f"{path}: OpenVINO cannot read it ({_first_line(e)})") from e
     if device.type != "cpu":
@@ -262,10 +262,22 @@ def usable_half(model: nn.Module, half: bool) -> bool:
     return half
 
 
+def fixed_size(model: nn.Module) -> tuple[int, int] | None:
+    """Height and width of an exported file that takes one size alone, None for any other network."""
+    return getattr(model, "imgsz", None)
+
+
+def tell_dnn(weights: str | Path | Sequence[str | Path], dnn: bool) -> None:
+    """A line where --dnn has nothing to do with the weights."""
+    files = [weights] if isinstance(weights, str | Path) else weights
+    if dnn and not any(str(file).lower().endswith(".onnx") for file in files):
+        print("WARNING: --dnn runs ONNX files through OpenCV; these weights are none, so the flag changes nothing")
+
+
 def input_size(model: nn.Module, imgsz: Sequence[int]) -> list[int]:
     """Height and width of the network input: those of a file that takes one size alone, else `imgsz` rounded up to the
     stride."""
-    fixed = getattr(model, "imgsz", None)
+    fixed = fixed_size(model)
     wanted = check_img_size(imgsz, s=input_multiple(model.stride))
     if fixed and list(fixed) != list(wanted):
         print(f"--imgsz {_size(wanted)}: the file takes {_size(fixed)} alone, which is used (export it with --dynamic)")

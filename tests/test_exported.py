@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -272,3 +275,24 @@ def test_names_and_boxes_must_fit(files, tmp_path):
     onnx.save(model, tmp_path / "w.onnx")
     with pytest.raises(ValueError, match="w.onnx: names 1 classes, but its boxes have 8 columns"):
         load_model(tmp_path / "w.onnx")
+
+
+CHILD_AFTER_TWO_FILES = """
+import faulthandler, signal, subprocess, sys
+faulthandler.enable()
+signal.signal(signal.SIGCHLD, lambda *_: None)
+from models.load import load_model
+models = [load_model(sys.argv[1]) for _ in range(2)]
+while models:
+    del models[0]
+subprocess.run([sys.executable, "-c", ""], check=True)
+print("alive")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="this system has no signal at the end of a child process")
+def test_two_openvino_files_do_not_end_in_a_crash(files):
+    """A Core of its own for each left a freed signal stack behind."""
+    command = [sys.executable, "-c", CHILD_AFTER_TWO_FILES, str(files["openvino", "fixed"])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "alive" in done.stdout, done.stderr

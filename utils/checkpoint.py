@@ -86,9 +86,8 @@ def save_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
 
 def copy_checkpoint(source: str | Path, target: str | Path) -> None:
     """Copy a checkpoint file; like a save, it appears under its name only when it is whole."""
-    temporary = Path(target).with_name(f".{Path(target).name}.tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with whole_file(Path(target)) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from utils.metadata import Metadata
-from utils.packages import need
+from utils.packages import need, openvino_core
 
 METADATA_FILE = "metadata.yaml"
 
@@ -25,7 +25,7 @@ def write_openvino(model, folder: Path, stem: str, metadata: Metadata) -> None:
         ModuleNotFoundError: openvino is not installed.
     """
     openvino = need("openvino", "the format openvino")
-    converted = openvino.Core().read_model(model.SerializeToString())
+    converted = openvino_core().read_model(model.SerializeToString())
     openvino.save_model(converted, folder / f"{stem}.xml", compress_to_fp16=metadata.half)
     text = yaml.safe_dump(metadata.values(), sort_keys=False, allow_unicode=True)
     (folder / METADATA_FILE).write_text(text, encoding="utf-8")

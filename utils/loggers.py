@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from utils.whole_files import whole_file
+
 # Column of results.csv (YOLOv5's names) -> where its value stands in an epoch record.
 DETECTION_COLUMNS = {
     "epoch": ("epoch",),
@@ -90,17 +92,6 @@ def _lookup(record: Mapping, path: tuple) -> float | None:
     return value
 
 
-def write_text_atomic(file: Path, text: str) -> None:
-    """Write a text file so that a crash leaves the old one or the new one, never half of it."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as f:
-            f.write(text)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 class RunLogger:
     """Writes the records of a run, one per epoch, into its folder.
 
@@ -173,7 +164,8 @@ class RunLogger:
         table = "".join(map(self._line, [list(self.columns), *self._rows]))
         for file, text in ((self.history_file, self._json()), (self.csv_file, table)):
             try:
-                write_text_atomic(file, text)
+                with whole_file(file) as temporary:
+                    temporary.write_text(text, encoding="utf-8", newline="\n")
             except OSError as error:
                 print(f"WARNING: {file} could not be written in epoch {number} ({error}); the next epoch tries again")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from types import ModuleType
@@ -32,3 +33,13 @@ def need(package: str, purpose: str) -> ModuleType:
             "requirements-export.txt)",
             name=package,
         ) from None
+
+
+@functools.cache
+def openvino_core():
+    """OpenVINO's `Core`, one for the whole process; `need` the package before.
+
+    Each Core gives the thread a signal stack and, when it goes, puts back the one it found. Two Cores that do not go in
+    the reverse of their order leave a stack that is freed, and the next signal (the end of a child process) is a crash.
+    """
+    return sys.modules["openvino"].Core()
