@@ -24,37 +24,16 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     Returns:
         The same shape and type; computed in bfloat16, which is enough for a direction, where the device is fast at it.
     """
+    a, b, c = COEFFICIENTS
     fast = matrices.is_cuda or (matrices.device.type == "cpu" and cpu_gains_from_bfloat16())
     x = matrices.to(torch.bfloat16 if fast else torch.float32)
     if tall := x.shape[-2] > x.shape[-1]:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    # Every iteration multiplies x by a polynomial of x xᵀ. Where that is much the smaller matrix, the product of all
-    # polynomials costs less than to carry x along; in bfloat16 it would be too inexact.
-    through_gram = not fast and x.shape[-1] >= 2 * x.shape[-2]
-    x = (_product_of_polynomials(x @ x.mT, iterations) @ x) if through_gram else _newton_schulz(x, iterations)
-    return (x.mT if tall else x).to(matrices.dtype)
-
-
-def _newton_schulz(x: Tensor, iterations: int) -> Tensor:
-    a, b, c = COEFFICIENTS
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
-
-
-def _product_of_polynomials(gram: Tensor, iterations: int) -> Tensor:
-    """P with P x = `_newton_schulz(x)`, from x xᵀ alone: q = a + b g + c g², P ← q P, g ← q g q."""
-    a, b, c = COEFFICIENTS
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    product = eye
-    for i in range(iterations):
-        q = a * eye + b * gram + c * gram @ gram
-        product = q @ product if i else q
-        if i + 1 < iterations:
-            gram = q @ gram @ q
-    return product
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
