@@ -64,7 +64,7 @@ from utils.optim import (
 )
 from utils.paths import ROOT, find_file, increment_path
 from utils.plots import plot_images
-from utils.process import launch_per_gpu, sigterm_as_interrupt
+from utils.process import SafeStop, launch_per_gpu
 from utils.samplers import image_weights
 from utils.scan import DatasetIndex, report_problems, scan_dataset, shared_pictures
 
@@ -129,7 +129,9 @@ def checkpoint_record(run: Run, engine: Engine, epoch: int, stopper: EarlyStoppi
 # One epoch ------------------------------------------------------------------------------------------------------------
 
 
-def train_epoch(run: Run, engine: Engine, net: nn.Module, loader, criterion: ComputeJointLoss, epoch: int) -> dict:
+def train_epoch(
+    run: Run, engine: Engine, net: nn.Module, loader, criterion: ComputeJointLoss, epoch: int, stop: SafeStop
+) -> dict:
     """Train for one epoch; returns mean losses, seconds and pictures per second."""
     opt, device = run.opt, run.device
     batches, seen = len(loader), 0
@@ -171,6 +173,7 @@ def train_epoch(run: Run, engine: Engine, net: nn.Module, loader, criterion: Com
             if n < 3 and not opt.noplots:
                 file = run.save_dir / f"train_batch{n}.jpg"
                 plot_images(images, targets, image_targets, paths, file, run.data.names, run.data.cls_names)
+        stop.check()
     seconds = time.perf_counter() - start
     return {
         "losses": dict(zip((*LOSSES, "det"), means.tolist(), strict=True)),
@@ -332,21 +335,21 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
     close_mosaic = min(opt.close_mosaic, opt.epochs // 2)
 
     epoch, results, began = first_epoch, None, time.perf_counter()
-    with sigterm_as_interrupt():
-        try:
+    try:
+        with SafeStop() as stop:
             for epoch in range(first_epoch, opt.epochs):
                 loader.set_epoch(epoch, mosaic=epoch < opt.epochs - close_mosaic)
-                trained = train_epoch(run, engine, net, loader, criterion, epoch)
-                stop, final = False, epoch == opt.epochs - 1
+                trained = train_epoch(run, engine, net, loader, criterion, epoch, stop)
+                early, final = False, epoch == opt.epochs - 1
                 if world.is_main:
                     results, fitness = None, 0.0
                     if not opt.noval or final:
                         results = validate(run, engine, val_loader, criterion)
                         fitness = joint_fitness(**fitness_inputs(results), weight=opt.fitness_weight)
-                        stop, maps = stopper(epoch, fitness), results["detection"]["maps"]
+                        early, maps = stopper(epoch, fitness), results["detection"]["maps"]
                     logger.epoch(epoch_record(run, engine, epoch, trained, results, fitness))
                 engine.balancer.end_epoch()
-                if world.is_main and (not opt.nosave or final or stop):
+                if world.is_main and (not opt.nosave or final or early):
                     save_checkpoint(last, checkpoint_record(run, engine, epoch, stopper, maps))
                     if stopper.best_epoch == epoch and results:
                         copy_checkpoint(last, best)
@@ -354,12 +357,12 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
                         copy_checkpoint(last, run.weights_dir / f"epoch{epoch}.pt")
                 if opt.image_weights:
                     loader.set_weights(image_weights(train_index, data.nc, broadcast_object(maps, world)))
-                if broadcast_object(stop, world):
+                if broadcast_object(early, world):
                     run.say(f"Stopped: no better fitness in the last {opt.patience} epochs (--patience)")
                     break
-        except (KeyboardInterrupt, NonFiniteLoss) as problem:
-            emergency_save(run, engine, epoch, stopper, maps, last, problem)
-            raise
+    except (KeyboardInterrupt, NonFiniteLoss) as problem:
+        emergency_save(run, engine, epoch, stopper, maps, last, problem)
+        raise
     if world.distributed:
         torch.distributed.destroy_process_group()
 

@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+from typing import Any
 
 
-@contextlib.contextmanager
-def sigterm_as_interrupt():
-    """A polite kill (a cluster's time limit) leaves the same usable checkpoint as Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield
-        return
+class SafeStop:
+    """Ctrl-C or a polite kill (a cluster's time limit) ends the work at its next safe point.
 
-    def interrupt(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if hasattr(signal, "SIGCHLD"):  # the data workers were told to end too; that is no error now
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        raise KeyboardInterrupt
+    An exception raised wherever the signal happens to arrive can be lost (in a destructor, say) or leave something half
+    done. So in this context the first signal is only noted, `check` raises it between two batches, and a second one
+    raises at once. Outside the main thread, which alone may handle signals, everything stays as it is.
 
-    old = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
+        with SafeStop() as stop:
+            for batch in loader:
+                train(batch)
+                stop.check()
+
+    Raises:
+        KeyboardInterrupt: By `check` after a signal, by a second signal, or in place of the error of a data worker
+            that the same signal ended.
+    """
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> SafeStop:
+        if threading.current_thread() is threading.main_thread():
+            self._old = {number: signal.signal(number, self._handle) for number in self.signals}
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        if self.asked and isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            raise KeyboardInterrupt from error
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        if number == signal.SIGTERM and hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the data workers were told to end too: no error now
+        # not print(): the signal may have come in the middle of one
+        os.write(2, b"\nStopping after this batch or validation; once more stops at once\n")
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a signal asked to stop."""
+        if self.asked:
+            raise KeyboardInterrupt
 
 
 def launch_per_gpu(count: int) -> None:

@@ -1,0 +1,60 @@
+"""Signals: a run ends at a safe point, or at once when told twice."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from utils.process import SafeStop
+
+
+@pytest.mark.parametrize("number", SafeStop.signals)
+def test_the_first_signal_waits_for_the_safe_point(number):
+    with SafeStop() as stop:
+        stop.check()
+        os.kill(os.getpid(), number)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            stop.check()
+
+
+def test_a_second_signal_does_not_wait(capfd):
+    with pytest.raises(KeyboardInterrupt), SafeStop():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second signal was swallowed")
+    assert capfd.readouterr().err.count("once more stops at once") == 1
+
+
+def test_handlers_are_as_before():
+    before = [signal.getsignal(number) for number in SafeStop.signals]
+    with pytest.raises(ValueError, match="ours"), SafeStop():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+        raise ValueError("ours")
+    assert [signal.getsignal(number) for number in SafeStop.signals] == before
+
+
+def test_a_data_worker_that_the_signal_ended_is_no_error():
+    dead = RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1")
+    with pytest.raises(RuntimeError, match="pid 7"), SafeStop():
+        raise dead
+    with pytest.raises(KeyboardInterrupt), SafeStop():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise dead
+    with pytest.raises(RuntimeError, match="something else"), SafeStop():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("something else")
+
+
+def test_another_thread_leaves_signals_alone():
+    seen, before = [], signal.getsignal(signal.SIGINT)
+
+    def work():
+        with SafeStop() as stop:
+            seen.append((signal.getsignal(signal.SIGINT), stop.asked))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
