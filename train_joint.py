@@ -244,7 +244,8 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
         data.nc, data.names = 1, {0: "item"} if len(data.names) != 1 else data.names
 
     # Network
-    model = build_model(opt, data, hyp, resumed, run.say, run.save_dir / "transfer.txt" if world.is_main else None)
+    report = run.save_dir / "transfer.txt" if world.is_main else None
+    model, transferred = build_model(opt, data, hyp, resumed, run.say, report)
     stride = model.multiple
     opt.imgsz = check_img_size(opt.imgsz, stride, floor=2 * stride)
     precision = amp_dtype(device, opt.amp)
@@ -285,11 +286,9 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
     model = model.to(device, memory_format=run.layout)
     if opt.sync_bn and world.distributed and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    opt.optimizer, opt.nbs = choose_optimizer(
-        opt.optimizer, opt.nbs, opt.epochs * len(loader), opt.batch_size, from_scratch=not opt.weights
-    )
+    opt.optimizer, opt.nbs = choose_optimizer(opt.optimizer, opt.nbs, opt.epochs * len(loader), opt.batch_size)
     decay = scaled_weight_decay(hyp["weight_decay"], opt.batch_size, opt.nbs)
-    optimizer = build_optimizer(model, opt.optimizer, hyp["lr0"], hyp["momentum"], decay)
+    optimizer = build_optimizer(model, opt.optimizer, hyp["lr0"], hyp["momentum"], decay, transferred)
     schedule = Schedule(hyp, opt.epochs, len(loader), opt.batch_size, opt.cos_lr, opt.nbs)
     tasks = 2 if model.cls_nc else 1
     balancer = build_balancer_from_args(opt, tasks, model.shared_parameters(), list(model.parameters()))
@@ -457,7 +456,7 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
         "--optimizer",
         choices=("auto", *OPTIMIZERS),
         default="auto",
-        help="auto: Muon in short runs from scratch, else SGD",
+        help="auto: Muon in runs of fewer than 10,000 batches, else SGD",
     )
     add("--sync-bn", action="store_true", help="synchronised batch norm, with several GPUs")
     add("--workers", type=int, default=8, help="most data-loading processes (per rank)")

@@ -21,7 +21,7 @@ def build_model(
     resumed: Checkpoint | None = None,
     say: Callable[[str], None] = print,
     report: Path | None = None,
-) -> Model:
+) -> tuple[Model, list[str]]:
     """The network from `opt.cfg`, from the structure of `opt.weights`, or from the checkpoint of a run to resume.
 
     Names come from the data, layers of `opt.freeze` are frozen, and `say` is told what was transferred.
@@ -29,10 +29,14 @@ def build_model(
     Args:
         report: A file for the whole lists of what was transferred, left out or is new.
 
+    Returns:
+        The network, and the names of the tensors that were taken from `opt.weights`.
+
     Raises:
         FileNotFoundError: No such yaml or weights.
         ValueError: The model has an image branch and the data no image classes, or the yaml cannot be built.
     """
+    taken: list[str] = []
     checkpoint = resumed or (load_checkpoint(find_weights(opt.weights)) if opt.weights else None)
     if resumed:
         model = Model.from_checkpoint(checkpoint, averaged=False)
@@ -43,7 +47,7 @@ def build_model(
         model = Model(cfg, nc=data.nc, cls_nc=data.cls_nc or None, anchors=anchors)
         if checkpoint:
             chosen = ("anchors",) if opt.cfg or anchors else ()  # the user's own are not replaced by the checkpoint's
-            transfer(model, checkpoint, chosen, say, report)
+            taken = transfer(model, checkpoint, chosen, say, report)
     if model.cls_nc and not data.cls_nc:
         raise ValueError(
             f"{data.source}: the model {opt.cfg or opt.weights} has an image branch, but the data name no image "
@@ -58,7 +62,7 @@ def build_model(
             p.requires_grad = False
     if frozen := sum(not p.requires_grad for p in model.parameters()):
         say(f"Frozen: {frozen} tensors of layers {list(freeze)}")
-    return model
+    return model, taken
 
 
 def transfer(
@@ -67,8 +71,12 @@ def transfer(
     exclude: Iterable[str] = (),
     say: Callable[[str], None] = print,
     report: Path | None = None,
-) -> None:
-    """Takes over the weights that fit, and tells which did, which were left out and which are new."""
+) -> list[str]:
+    """Takes over the weights that fit, and tells which did, which were left out and which are new.
+
+    Returns:
+        Names of the tensors taken.
+    """
     own = {k: list(v.shape) for k, v in model.state_dict().items()}
     theirs = {k: list(v.shape) for k, v in checkpoint.state_dict.items()}
     taken, left_out, new = model.transfer(checkpoint.state_dict, exclude=tuple(exclude))
@@ -91,6 +99,7 @@ def transfer(
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text("\n".join([f"from {checkpoint.file}", *lines, ""]), encoding="utf-8")
         say(f"  whole lists: {report}")
+    return taken
 
 
 def layers(names: Iterable[str], everything: Iterable[str]) -> str:

@@ -167,7 +167,7 @@ def test_80_classes_without_image_rows(tmp_path, capsys):
 def test_without_cfg_and_weights_it_is_yolov5s(tmp_path):
     data = draw_set(tmp_path / "set", pictures=2)
     opt = train_joint.parse_opt(["--data", str(data)])
-    model = train_joint.build_model(opt, train_joint.load_data_config(data), {}, say=lambda line: None)
+    model, _ = train_joint.build_model(opt, train_joint.load_data_config(data), {}, say=lambda line: None)
     assert (model.yaml_file, model.nc, model.cls_nc) == ("yolov5s.yaml", 80, 0)
 
 
@@ -220,7 +220,7 @@ def test_transfer_to_a_joint_model_lists_every_tensor(tmp_path):
     opt = argparse.Namespace(weights=str(weights), cfg=str(tmp_path / "tiny_cls.yaml"), freeze=[10])
     said = []
     report = tmp_path / "run" / "transfer.txt"
-    model = train_joint.build_model(opt, train_joint.load_data_config(data), {}, say=said.append, report=report)
+    model, taken = train_joint.build_model(opt, train_joint.load_data_config(data), {}, say=said.append, report=report)
     own, theirs = model.state_dict(), load_checkpoint(weights).state_dict
     lines = report.read_text().splitlines()[1:]
     listed = {
@@ -230,6 +230,7 @@ def test_transfer_to_a_joint_model_lists_every_tensor(tmp_path):
         listed["taken"] + listed["new"]
     ) == sorted(own)
     assert all(torch.equal(own[k], theirs[k]) for k in listed["taken"])
+    assert taken == listed["taken"]
     assert f"{len(listed['taken'])} tensors taken, 7 left out, {len(listed['new'])} new" in said[0]
     assert "layers 0 to 23" in said[1] and "layer 24: model.24.anchors" in said[2] and "layers 24 to 25" in said[3]
     assert any(line.startswith("left out  model.24.m.0.weight [24,") and ": here [21," in line for line in lines)

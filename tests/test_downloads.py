@@ -69,7 +69,7 @@ def test_weights_asked_for_by_name_are_fetched_once(release, tmp_path, capsys):
 def test_every_way_in_fetches(release, tmp_path):
     opt = argparse.Namespace(weights="yolov5n.pt", cfg="", freeze=[0])
     data = DataConfig(None, tmp_path, [], [], [], 3, {i: str(i) for i in range(3)})
-    assert build_model(opt, data, {}, say=lambda _: None).nc == 3
+    assert build_model(opt, data, {}, say=lambda _: None)[0].nc == 3
     model = hubconf.yolov5n(pretrained=True, classes=5, device="cpu")  # a download, then other classes
     assert model.nc == 5 and release.asked == ["/yolov5n.pt"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from utils.muon import Muon, orthogonalize
-from utils.optim import build_optimizer, choose_optimizer
+from utils.optim import FINE_TUNING, build_optimizer, choose_optimizer
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5), (3, 6, 20)])
@@ -63,7 +63,30 @@ def test_only_weights_before_a_norm_are_orthogonalised():
 
 def test_choice_of_optimizer():
     short = {"batches": 1000, "batch_size": 16}
-    assert choose_optimizer("auto", 0, **short, from_scratch=True) == ("Muon", 16)
-    assert choose_optimizer("auto", 0, **short, from_scratch=False) == ("SGD", 64)
-    assert choose_optimizer("auto", 0, batches=10_000, batch_size=16, from_scratch=True) == ("SGD", 64)
-    assert choose_optimizer("SGD", 32, **short, from_scratch=True) == ("SGD", 32)
+    assert choose_optimizer("auto", 0, **short) == ("Muon", 16)
+    assert choose_optimizer("auto", 0, batches=10_000, batch_size=16) == ("SGD", 64)
+    assert choose_optimizer("SGD", 32, **short) == ("SGD", 32)
+
+
+def test_transferred_weights_take_smaller_steps_also_after_resume():
+    def step(optimizer, model):
+        before = [model[0].weight.detach().clone(), model[2].weight.detach().clone()]
+        generator = torch.Generator().manual_seed(0)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+        return [(model[i].weight - b).norm().item() for i, b in zip((0, 2), before, strict=True)]
+
+    def network():
+        torch.manual_seed(0)
+        conv = [nn.Conv2d(4, 4, 3, bias=False) for _ in range(2)]
+        return nn.Sequential(conv[0], nn.BatchNorm2d(4), conv[1], nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+
+    model = network()
+    optimizer = build_optimizer(model, "Muon", weight_decay=0.0, transferred=["0.weight", "4.bias"])
+    taken, new = step(optimizer, model)
+    assert taken / new == pytest.approx(FINE_TUNING, rel=0.1)
+    resumed = build_optimizer(model, "Muon", weight_decay=0.0)  # as `--resume` does: nothing is transferred then
+    resumed.load_state_dict(optimizer.state_dict())
+    taken, new = step(resumed, model)
+    assert taken / new == pytest.approx(FINE_TUNING, rel=0.1)

@@ -46,6 +46,9 @@ class Muon(torch.optim.Optimizer):
     so the size of a step does not depend on the size of the gradient. Groups without the flag get plain SGD:
     v ← μ v + g, W ← W − η (g + μ v). Weight decay is decoupled in the first case, part of the gradient in the second.
 
+    `state[W]["share"]`, where it is set, multiplies the orthogonal step and its decay: weights that were trained before
+    need smaller ones than new weights, and the size of the gradient, which tells plain SGD so, is lost here.
+
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 
     Args:
@@ -93,13 +96,14 @@ class Muon(torch.optim.Optimizer):
         grads, buffers, momentum = [p.grad for p in params], self._buffers(params), group["momentum"]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         directions = torch._foreach_lerp(grads, buffers, momentum)
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        shares = [self.state[p].get("share", 1.0) for p in params]
+        torch._foreach_mul_(params, [1 - group["lr"] * group["weight_decay"] * share for share in shares])
         same_shape = defaultdict(list)  # one batch of matrices a shape: a network repeats its layers
-        for p, d in zip(params, directions, strict=True):
-            same_shape[p.shape].append((p, d))
-        for shape, pairs in same_shape.items():
+        for p, d, share in zip(params, directions, shares, strict=True):
+            same_shape[p.shape].append((p, d, share))
+        for shape, members in same_shape.items():
             rows, columns = shape[0], shape[1:].numel()
-            stacked = torch.stack([d.reshape(rows, columns) for _, d in pairs])
+            stacked = torch.stack([d.reshape(rows, columns) for _, d, _ in members])
             size = group["lr"] * group["scale"] * max(1.0, rows / columns) ** 0.5
-            for (p, _), d in zip(pairs, orthogonalize(stacked), strict=True):
-                p.add_(d.view(shape), alpha=-size)
+            for (p, _, share), d in zip(members, orthogonalize(stacked), strict=True):
+                p.add_(d.view(shape), alpha=-size * share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +15,17 @@ from utils.muon import Muon
 NOMINAL_BATCH = 64  # gradients are accumulated to about this many pictures before a step
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "Muon")
 SHORT_RUN = 10_000  # batches
+FINE_TUNING = 0.2  # share of Muon's step that weights of another model take
 
 
-def choose_optimizer(
-    name: str, nominal_batch: int, batches: int, batch_size: int, from_scratch: bool
-) -> tuple[str, int]:
+def choose_optimizer(name: str, nominal_batch: int, batches: int, batch_size: int) -> tuple[str, int]:
     """Optimiser and nominal batch where they are left to the program (`auto`, 0).
 
-    A run from scratch of fewer than 10,000 batches gets Muon without accumulation: such a run ends long before SGD has
-    converged (docs/training.md has the measurements). Longer runs and fine-tuning get YOLOv5's SGD and 64 pictures.
+    A run of fewer than 10,000 batches gets Muon without accumulation: such a run ends long before SGD has converged
+    (docs/training.md has the measurements). Longer runs get YOLOv5's SGD and 64 pictures.
     """
     if name == "auto":
-        name = "Muon" if from_scratch and batches < SHORT_RUN else "SGD"
+        name = "Muon" if batches < SHORT_RUN else "SGD"
     return name, nominal_batch or (batch_size if name == "Muon" else NOMINAL_BATCH)
 
 
@@ -52,7 +51,12 @@ def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
 
 
 def build_optimizer(
-    model: nn.Module, name: str = "SGD", lr: float = 0.01, momentum: float = 0.937, weight_decay: float = 5e-4
+    model: nn.Module,
+    name: str = "SGD",
+    lr: float = 0.01,
+    momentum: float = 0.937,
+    weight_decay: float = 5e-4,
+    transferred: Collection[str] = (),
 ) -> torch.optim.Optimizer:
     """Optimiser with the three groups of `param_groups`, in that order.
 
@@ -60,6 +64,7 @@ def build_optimizer(
         name: `SGD` (Nesterov), `Adam` (decay is part of the gradient), `AdamW` (decay is decoupled from it), or `Muon`:
             orthogonal steps for weights that a norm follows, in a fourth group, and SGD for the others.
         momentum: SGD's momentum, or β₁ of Adam and AdamW (β₂ is 0.999).
+        transferred: Names of parameters that hold weights of another model: Muon moves them by `FINE_TUNING` of a step.
 
     Raises:
         ValueError: An optimiser of that name is not offered.
@@ -82,6 +87,11 @@ def build_optimizer(
     if name == "Muon":
         optimizer.param_groups[1]["orthogonal"] = True
         optimizer.add_param_group({"params": answers, "weight_decay": weight_decay})
+        known = set(transferred)
+        trained = {id(p) for name, p in model.named_parameters() if name in known}
+        for p in weights:
+            if id(p) in trained:
+                optimizer.state[p]["share"] = FINE_TUNING
     return optimizer
 
 
