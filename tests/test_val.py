@@ -16,7 +16,7 @@ from torch import nn
 import val_joint
 from utils import coco
 from utils.labels import parse_label
-from utils.reports import image_table
+from utils.reports import image_table, write_coco
 from utils.scan import scan_dataset
 
 BACKGROUNDS = (20, 60)  # grey level of the picture: its image class
@@ -356,9 +356,94 @@ def test_reference_network_on_real_pictures(golden, shared, tmp_path):
 
 def test_coco_identifiers():
     assert coco.image_ids(["a/000012.jpg", "a/7.jpg"]) == [12, 7]
-    assert coco.image_ids(["a/x1.jpg", "a/7.jpg"]) == ["x1", "7"]
-    assert coco.image_ids(["a/x.jpg", "b/x.jpg"]) == ["a/x.jpg", "b/x.jpg"]
+    assert coco.image_ids(["a/x1.jpg", "a/7.jpg", "a/²5.jpg"]) == ["x1", 7, "²5"]  # decided for each, as in YOLOv5
+    assert coco.image_ids(["a/x.jpg", "b/x.jpg", "b/y.jpg"]) == ["a/x.jpg", "b/x.jpg", "y"]
+    assert coco.image_ids(["a/7.jpg", "a/07.jpg"]) == ["a/7.jpg", "a/07.jpg"]
     assert len(coco.COCO_CATEGORIES) == 80 and coco.COCO_CATEGORIES[-1] == 90
+
+
+def test_json_of_pictures_with_numbers_and_names(data, tmp_path):
+    pytest.importorskip("pycocotools")
+    folder = Path(data["path"]) / "val"
+    for kind, suffix in (("images", "png"), ("labels", "txt")):
+        (folder / kind / f"b.{suffix}").rename(folder / kind / f"0042.{suffix}")
+    results = run(data, Oracle(), save_dir=tmp_path, plots=False, save_json=True)
+    assert results["pycocotools"]["map50"] == pytest.approx(1.0)
+    assert {e["image_id"] for e in json.loads((tmp_path / "model_predictions.json").read_text())} == {"a", 42, "c", "d"}
+
+
+def coco_set(tmp_path, split: str, annotated: dict | str | None, annotations_of: str = "val2017"):
+    """A picture of class 79 in a folder called coco, as a scanned set, its configuration and a perfect prediction."""
+    folder = tmp_path / "coco"
+    for kind in ("images", "labels"):
+        (folder / kind / split).mkdir(parents=True)
+    cv2.imwrite(str(folder / "images" / split / "000000000007.jpg"), np.zeros((40, 50, 3), np.uint8))
+    (folder / "labels" / split / "000000000007.txt").write_text("79 0.5 0.5 0.4 0.5\n")
+    if annotated is not None:
+        (folder / "annotations").mkdir()
+        text = annotated if isinstance(annotated, str) else json.dumps(annotated)
+        (folder / "annotations" / f"instances_{annotations_of}.json").write_text(text)
+    index = scan_dataset([str(folder / "images" / split)], 80, 0, verbose=False)
+    found = {str(f): np.array([[15, 10, 35, 30, 0.9, 79]], np.float32) for f in index.im_files}
+    return found, index, SimpleNamespace(path=folder), {i: str(i) for i in range(80)}
+
+
+def annotations(image_id: int, bbox: list[float]) -> dict:
+    return {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 50, "height": 40} for i in (3, image_id)],
+        "annotations": [
+            {"id": i + 1, "image_id": i, "category_id": 90, "bbox": bbox, "area": 400, "iscrowd": 0}
+            for i in (3, image_id)
+        ],
+        "categories": [{"id": i, "name": str(i)} for i in range(1, 91)],
+    }
+
+
+HALF = [15, 10, 20, 10]  # of the box in the label: an IoU of 0.5, so that the annotations' answer is another one
+
+
+@pytest.mark.parametrize(
+    ("split", "annotated", "of", "map50_95", "said"),
+    [
+        ("val2017", annotations(7, HALF), "val2017", 0.1, ""),
+        ("val2017", None, "", 1.0, ""),
+        ("test2017", annotations(7, HALF), "val2017", 1.0, ""),  # those of another split
+        ("train2017", annotations(7, HALF), "train2017", 0.1, ""),
+        ("val2017", annotations(8, HALF), "val2017", 1.0, "lacks 1 of 1 pictures, such as 7; the labels are used"),
+        ("val2017", "[]", "val2017", 1.0, "no annotation file that can be read"),
+        ("val2017", "{", "val2017", 1.0, "no annotation file that can be read"),
+    ],
+)
+def test_cocos_annotations_are_used_for_their_own_split(tmp_path, capsys, split, annotated, of, map50_95, said):
+    pytest.importorskip("pycocotools")
+    found, index, data, names = coco_set(tmp_path, split, annotated, of)
+    checked = write_coco(found, index, data, names, tmp_path / "x_predictions.json", 300)
+    out = capsys.readouterr().out
+    assert checked["map50_95"] == pytest.approx(map50_95, abs=1e-3)
+    assert said in out if said else "WARNING" not in out
+    (entry,) = json.loads((tmp_path / "x_predictions.json").read_text())
+    assert (entry["image_id"], entry["category_id"]) == (7, 90)  # COCO's own numbers, annotations or not
+    assert (tmp_path / "x_ground_truth.json").exists() == (map50_95 == 1)
+
+
+def test_the_run_is_not_lost_over_its_check(tmp_path, capsys, monkeypatch):
+    found, index, data, names = coco_set(tmp_path, "val2017", None)
+
+    def fail(*args):
+        raise AssertionError("Results do not correspond to current coco set")
+
+    monkeypatch.setattr(coco, "evaluate", fail)
+    assert write_coco(found, index, data, names, tmp_path / "x_predictions.json", 300) == {}
+    assert "WARNING: no check by pycocotools (AssertionError" in capsys.readouterr().out
+    assert (tmp_path / "x_predictions.json").exists()
+
+
+def test_coco128_keeps_the_models_class_numbers(tmp_path):
+    names = dict.fromkeys(range(80), "x")
+    assert coco.is_coco(tmp_path / "coco", names) and not coco.is_coco(tmp_path / "coco128", names)
+    assert not coco.is_coco(tmp_path / "coco", {0: "item"})
+    (tmp_path / "mscoco" / "annotations").mkdir(parents=True)
+    assert coco.is_coco(tmp_path / "mscoco", names)
 
 
 def test_coco_limits_detections(data):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +18,25 @@ COCO_CATEGORIES = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 
 
 
 def image_ids(files: Sequence[str]) -> list[int | str]:
-    """Identifier of each picture as YOLOv5 writes it: the file's stem, as a number where all are numbers; the whole
-    path where stems repeat."""
+    """Identifier of each picture as YOLOv5 writes it: the file's stem, as a number where it is one. Pictures that would
+    share one have their whole path instead."""
     stems = [Path(f).stem for f in files]
-    if len(set(stems)) < len(stems):
-        return [str(f) for f in files]
-    return [int(s) for s in stems] if all(s.isascii() and s.isdigit() for s in stems) else stems
+    ids = [int(s) if s.isascii() and s.isdigit() else s for s in stems]
+    times = Counter(ids)
+    return [i if times[i] == 1 else str(f) for i, f in zip(ids, files, strict=True)]
+
+
+def is_coco(path: Path, names: dict[int, str]) -> bool:
+    """Whether data in a folder with these object classes are COCO's own; coco128 is not, as in YOLOv5."""
+    name = path.name.lower()
+    return len(names) == 80 and (name == "coco" or ("coco" in name and (path / "annotations").is_dir()))
+
+
+def annotation_file(path: Path, files: Sequence[str]) -> Path | None:
+    """COCO's annotations of the split that the pictures are of: their folder's name says which. None without them."""
+    splits = {Path(f).parent.name for f in files}
+    file = path / "annotations" / f"instances_{splits.pop()}.json" if len(splits) == 1 else None
+    return file if file and file.is_file() else None
 
 
 def predictions_of(detections: np.ndarray, image_id: int | str, categories: Sequence[int]) -> list[dict]:
@@ -91,6 +106,7 @@ def evaluate(
 
     Raises:
         ModuleNotFoundError: pycocotools is not installed.
+        ValueError: an annotation file that cannot be read, or lacks some of the pictures.
     """
     try:
         from pycocotools.coco import COCO
@@ -101,14 +117,15 @@ def evaluate(
     if not predictions:
         return dict.fromkeys(("map50", "map50_95", "map50_at_100", "map50_95_at_100"), 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress line by line
-        if isinstance(truth, dict):
-            coco = COCO()
-            coco.dataset = truth
-            coco.createIndex()
-        else:
-            coco = COCO(str(truth))
+        coco = COCO()
+        coco.dataset = truth if isinstance(truth, dict) else _read_annotations(truth, ids)
+        # NumPy, which sorts the ids there, would turn the numbers among texts into texts
+        numbers = {image_id: n for n, image_id in enumerate(ids, 1)}
+        coco.dataset = _numbered(coco.dataset, numbers)
+        coco.createIndex()
+        predictions = [p | {"image_id": numbers[p["image_id"]]} for p in predictions]
         evaluation = COCOeval(coco, coco.loadRes(predictions), "bbox")
-        evaluation.params.imgIds = sorted(ids)
+        evaluation.params.imgIds = sorted(numbers.values())
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.params.maxDets = sorted({100, max_det})
         evaluation.evaluate()
@@ -126,3 +143,23 @@ def evaluate(
         "map50_at_100": mean(slice(0, 1), 100),
         "map50_95_at_100": mean(slice(None), 100),
     }
+
+
+def _read_annotations(file: str | Path, ids: Sequence[int | str]) -> dict:
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        known = {image["id"] for image in content["images"]}
+        for key in ("annotations", "categories"):
+            iter(content[key])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{file}: no annotation file that can be read ({type(e).__name__}: {e})") from e
+    if missing := [i for i in ids if i not in known]:
+        raise ValueError(f"{file}: lacks {len(missing)} of {len(ids)} pictures, such as {missing[0]}")
+    return content
+
+
+def _numbered(truth: dict, numbers: dict[int | str, int]) -> dict:
+    """An annotation dictionary of the pictures in `numbers` alone, with these as their ids."""
+    images = [im | {"id": numbers[im["id"]]} for im in truth["images"] if im["id"] in numbers]
+    annotations = [a | {"image_id": numbers[a["image_id"]]} for a in truth["annotations"] if a["image_id"] in numbers]
+    return truth | {"images": images, "annotations": annotations}

@@ -153,31 +153,44 @@ def write_coco(
     Args:
         detections: picture path to [n,6] in pixels of the picture.
         index: the pictures' labels.
-        data: where they are from; COCO's own set gets its category numbers and its annotation file, where it is there.
+        data: where they are from; COCO's own set gets its category numbers, and its annotation file of the split where
+            that is there and has these pictures.
+        names: object classes.
         file: of the predictions.
+        max_det: most detections per picture.
 
     Returns:
-        See `utils.coco.evaluate`; {} where pycocotools is not installed.
+        See `utils.coco.evaluate`; {}, with a line, where pycocotools is not installed or cannot compare them.
     """
-    is_coco = len(names) == 80 and (data.path / "annotations").is_dir() and "coco" in str(data.path).lower()
+    is_coco = coco.is_coco(data.path, names)
     categories = coco.COCO_CATEGORIES if is_coco else list(names)
     ids = coco.image_ids(index.im_files)
     predictions = []
     for path, image_id in zip(index.im_files, ids, strict=True):
         predictions += coco.predictions_of(detections[str(path)], image_id, categories)
     write_json(file, predictions)
-    truth: dict | Path = data.path / "annotations" / "instances_val2017.json"
-    if not (is_coco and truth.is_file()):
-        truth = coco.ground_truth(index, names, ids, categories)
-        write_json(file.with_name(file.name.replace("predictions", "ground_truth")), truth)
     print(f"{len(predictions)} predictions saved to {file}")
+    official = coco.annotation_file(data.path, index.im_files) if is_coco else None
     try:
-        checked = coco.evaluate(truth, predictions, ids, max_det)
-    except ModuleNotFoundError as e:
-        print(f"WARNING: {e}")
+        checked = _compare(official, predictions, ids, max_det) if official else None
+        if checked is None:
+            truth = coco.ground_truth(index, names, ids, categories)
+            write_json(file.with_name(file.name.replace("predictions", "ground_truth")), truth)
+            checked = coco.evaluate(truth, predictions, ids, max_det)
+    except Exception as e:  # a long validation is not lost over its check
+        print(f"WARNING: {e if isinstance(e, ModuleNotFoundError) else f'no check by pycocotools ({e!r})'}")
         return {}
     print(
         f"pycocotools: mAP50 {checked['map50']:.4f}, mAP50-95 {checked['map50_95']:.4f} (at its own limit of 100 "
         f"detections a picture: {checked['map50_at_100']:.4f}, {checked['map50_95_at_100']:.4f})"
     )
     return checked
+
+
+def _compare(official: Path, predictions: list[dict], ids: Sequence[int | str], max_det: int) -> dict | None:
+    """The check against an annotation file; None, with a line, where that does not fit the pictures."""
+    try:
+        return coco.evaluate(official, predictions, ids, max_det)
+    except ValueError as e:
+        print(f"WARNING: {e}; the labels are used instead")
+        return None
