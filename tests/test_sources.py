@@ -176,6 +176,28 @@ def test_list_of_streams_reads_files_side_by_side(tmp_path):
     assert len(source.problems) == 1 and "none.avi cannot be opened" in source.problems[0]
 
 
+def test_list_file_of_streams_alone_is_a_list_of_streams(tmp_path, monkeypatch, capsys):
+    """As until YOLOv5 v6.2; `.streams` came with v7.0."""
+    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
+    file = tmp_path / "streams.txt"
+    file.write_text("rtsp://a/1\n# my webcam\n0\n\nhttp://b/live\n")
+    source = open_source(file)
+    assert isinstance(source, StreamSource)
+    assert [s.name for s in source._streams] == ["rtsp://a/1", "0", "http://b/live"]
+    source.__exit__()
+    assert f"{file}: every line of it is a stream" in capsys.readouterr().out
+    picture_file = save(tmp_path / "a.png")
+    file.write_text(f"{picture_file}\nrtsp://me:secret@a/1\n")
+    source = open_source(file)
+    assert source.images == [str(picture_file)]
+    assert source.problems == [f"{file}:2: rtsp://a/1 is a stream; streams need a list of their own"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "0").mkdir()
+    save(tmp_path / "0" / "b.png")
+    file.write_text("0\n")  # a folder of that name is there
+    assert len(open_source(file).images) == 1
+
+
 def test_closing_a_stream_early_ends_its_threads(tmp_path):
     source = StreamSource([str(video(tmp_path / "a.avi", frames=8))])
     with source:

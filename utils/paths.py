@@ -7,16 +7,24 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from utils.downloads import address_of, fetch_address
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_FOLDERS = (ROOT / "data", ROOT / "data" / "hyps", ROOT / "models")
+CONFIG_SUFFIXES = (".yaml", ".yml")
 
 
 def find_file(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
     """Find an existing file: as given, in `folders`, in the project root, then by name in its data and model folders.
 
+    The http(s) address of a yaml is fetched to the working folder, unless a file of its name is there.
+
     Raises:
         FileNotFoundError: nothing found (the message lists what was tried), or the name is not unique.
+        ValueError: an address whose last part is no yaml.
     """
+    if address := address_of(name):
+        return fetch_address(address, CONFIG_SUFFIXES).resolve()
     path = Path(name).expanduser()
     if not str(name) or str(name) == ".":
         raise FileNotFoundError("no file name given")

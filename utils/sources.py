@@ -7,13 +7,13 @@ new one) and a context manager that frees cameras and threads. What cannot be re
 from __future__ import annotations
 
 import glob
+import http.client
 import io
 import math
 import re
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from utils.downloads import open_address
 from utils.image_files import IMG_FORMATS
 
 IMAGE_SUFFIXES = frozenset(IMG_FORMATS)
@@ -59,7 +60,8 @@ def open_source(source: str | Path, vid_stride: int = 1) -> FileSource | StreamS
 
     Args:
         source: Picture, video, folder, glob, list file (`.txt`, one of these a line), address of a picture, video or
-            stream, list of streams (`.streams`), webcam id (`0`), or `screen [number] [left top width height]`.
+            stream, list of streams (`.streams`, or a list file of nothing else), webcam id (`0`), or `screen [number]
+            [left top width height]`.
         vid_stride: Use every n-th frame of videos and streams.
 
     Raises:
@@ -83,6 +85,9 @@ def open_source(source: str | Path, vid_stride: int = 1) -> FileSource | StreamS
         return StreamSource(_lines(text), vid_stride)
     if _is_url(text) and _kind(text) is None:
         return StreamSource([text], vid_stride)
+    if text.lower().endswith(".txt") and Path(text).is_file() and all(map(_is_stream, lines := _lines(text))) and lines:
+        print(f"{text}: every line of it is a stream, so it is read as a list of streams")
+        return StreamSource(lines, vid_stride)
     return FileSource(text, vid_stride)
 
 
@@ -94,8 +99,11 @@ def read_image(path: str | Path) -> np.ndarray:
         ValueError: The content is no picture, or is cut off.
     """
     if _is_url(str(path)):
-        with urllib.request.urlopen(str(path), timeout=30) as answer:  # only an address that the user named
-            data = answer.read()
+        try:
+            with open_address(str(path)) as answer:  # only an address that the user named
+                data = answer.read()
+        except http.client.HTTPException as e:
+            raise ValueError(f"{path}: {type(e).__name__}: {e}") from None
     else:
         data = Path(path).read_bytes()
     return decode_image(data, str(path))
@@ -209,6 +217,10 @@ class FileSource:
         for line_number, entry in enumerate(list_file.read_text(encoding="utf-8-sig").splitlines(), 1):
             entry = entry.strip()
             if not entry or entry.startswith("#"):
+                continue
+            if _is_url(entry) and _kind(entry) is None:
+                entry = _public_name(entry)
+                self._problem(f"{list_file}:{line_number}: {entry} is a stream; streams need a list of their own")
                 continue
             for candidate in (entry, str(list_file.parent / entry)):
                 try:
@@ -410,6 +422,11 @@ def _fps(capture: cv2.VideoCapture) -> float:
 
 def _is_url(text: str) -> bool:
     return "://" in text and urlparse(text).scheme.lower() in URL_SCHEMES
+
+
+def _is_stream(text: str) -> bool:
+    """Whether a line names a stream or a webcam, and can be nothing else."""
+    return (_is_url(text) and _kind(text) is None) or (text.isnumeric() and not Path(text).exists())
 
 
 def _kind(path: str) -> str | None:
