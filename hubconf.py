@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from models.autoshape import AutoShape
-from models.load import find_weights, load_model
+from models.load import find_weights, load_model, name_classes
 from models.yolo import Model
 from utils.checkpoint import load_checkpoint
 from utils.devices import select_device, use_all_cores
@@ -27,14 +27,14 @@ def custom(
     path: str | Path = "path/to/model.pt",
     autoshape: bool = True,
     _verbose: bool = True,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
 ) -> nn.Module:
     """A model from a weight file, YOLOv5's or ours.
 
     Args:
-        path: The weight file.
+        path: The weight file, or its http(s) address.
         autoshape: Take pictures of any kind (see `models.autoshape.AutoShape`); off gives the bare network.
-        device: `"cpu"`, `"0"`, `"cuda:0"`, a torch.device, …; None: the best there is.
+        device: `"cpu"`, `"0"`, `0`, `"cuda:0"`, a torch.device, …; None: the best there is.
 
     Raises:
         FileNotFoundError: No such file; says where to get it.
@@ -42,6 +42,7 @@ def custom(
     use_all_cores()
     target = _device(device)
     model = load_model(path, target, fuse=autoshape)
+    name_classes(model)
     if _verbose:
         print(f"{path}: {model.nc} object classes, {model.cls_nc} image classes, on {target}")
     return AutoShape(model) if autoshape else model
@@ -54,7 +55,7 @@ def _create(
     classes: int = 80,
     autoshape: bool = True,
     _verbose: bool = True,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
 ) -> nn.Module:
     """A YOLOv5 by size; `pretrained` takes its official weights, as far as the shapes match, from `<name>.pt`.
 
@@ -71,8 +72,8 @@ def _create(
     return model.to(_device(device))
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    name = str(device or "")
+def _device(device: str | int | torch.device | None) -> torch.device:
+    name = "" if device is None else str(device)
     return select_device("0" if name == "cuda" else name)
 
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.exported import fixed_size, input_size, refuse_augment, suppress, tell_dnn, tell_thresholds, usable_half
-from models.load import largest_stride, load_model
-from utils.boxes import scale_boxes, xywh2xyxy
+from models.load import largest_stride, load_model, name_classes
+from utils.boxes import check_img_size, scale_boxes, xywh2xyxy
 from utils.config import DataConfig, ensure_data, load_data_config
 from utils.dataloaders import create_dataloader
 from utils.devices import (
@@ -152,6 +152,7 @@ def run(
     if not in_training:
         use_all_cores()
         model = load_model(weights, device, dnn=dnn)
+        name_classes(model, data)
         half = usable_half(model, half)
     refuse_augment(model, augment)
     dtype = half_dtype(device) if half else amp_dtype(device, amp)
@@ -346,10 +347,11 @@ def study(opt: argparse.Namespace) -> None:
     arguments = {**vars(opt), "task": "val", "plots": False, "save_json": False}
     for weights in opt.weights:
         rows = []
-        for imgsz in STUDY_SIZES:
+        for imgsz in study_sizes(weights, opt):
             print(f"\n{weights} at {imgsz} px")
             results = run(**{**arguments, "weights": weights, "imgsz": imgsz})
-            row = {"imgsz": imgsz} | {k: results["detection"][k] for k in ("precision", "recall", "map50", "map50_95")}
+            row = {"imgsz": results["settings"]["imgsz"]}
+            row |= {k: results["detection"][k] for k in ("precision", "recall", "map50", "map50_95")}
             row["image_accuracy"] = (results["image"] or {}).get("accuracy")
             rows.append(row | {f"{k}_ms": results["speed_ms"][k] for k in ("preprocess", "inference", "nms")})
         file = Path(f"study_{Path(opt.data).stem}_{Path(weights).stem}.csv")
@@ -358,6 +360,17 @@ def study(opt: argparse.Namespace) -> None:
             writer.writeheader()
             writer.writerows(rows)
         print(f"Table saved to {file}")
+
+
+def study_sizes(weights: str, opt: argparse.Namespace) -> list[int]:
+    """Sizes that a study validates at, each once: an exported file may take one alone, a stride may round them up."""
+    model = load_model(weights, select_device(opt.device), dnn=opt.dnn)
+    if fixed := fixed_size(model):
+        print(
+            f"{weights} takes pictures of {fixed[0]}x{fixed[1]} alone: its table has one row (export it with --dynamic)"
+        )
+        return [fixed[1]]
+    return list(dict.fromkeys(check_img_size(imgsz, largest_stride(model)) for imgsz in STUDY_SIZES))
 
 
 def parse_opt(args: list[str] | None = None) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from models.exported import fixed_size, suppress
-from models.load import device_of, input_dtype, largest_stride, predict
+from models.load import device_of, input_dtype, largest_stride, name_classes, predict
 from utils.augmentations import letterbox
 from utils.boxes import make_divisible, scale_boxes, xyxy2xywh
 from utils.devices import autocast, synchronize, to_input
@@ -46,6 +46,7 @@ class AutoShape(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model.eval()
+        name_classes(model)
         self.names, self.cls_names, self.nc, self.cls_nc = model.names, model.cls_names, model.nc, model.cls_nc
         self.yaml, self.hyp = getattr(model, "yaml", None), getattr(model, "hyp", None)
         self.stride = largest_stride(model)
@@ -69,21 +70,24 @@ class AutoShape(nn.Module):
         """Detect on pictures.
 
         Args:
-            ims: File names, http(s) addresses, PIL pictures, arrays, or a list of these. Arrays are RGB uint8 [H,W,3]
-                (turn OpenCV's around: `im[..., ::-1]`), [3,H,W] or [H,W]. A float tensor [B,3,H,W] in 0..1 gives the
-                network's own output instead of results.
+            ims: File names, http(s) addresses, PIL pictures, arrays, or a list of these. Arrays are RGB [H,W,3] (turn
+                OpenCV's around: `im[..., ::-1]`), [3,H,W] or [H,W], of any type of number, with values of 0..255. A
+                float tensor [B,3,H,W] in 0..1 gives the network's own output instead of results.
             size: Longest side of the network input in pixels; rounded up to the stride. An exported file of one size
                 keeps to its own.
             augment: Test-time augmentation.
             profile: Without effect, for YOLOv5's scripts: the times are measured in any case.
 
         Raises:
-            ValueError: Something in the list is no picture; FileNotFoundError: a file is not there.
+            ValueError: Something in the list is no picture, or the list is empty.
+            FileNotFoundError: A file is not there.
         """
         device, dtype = device_of(self.model), input_dtype(self.model)
         if isinstance(ims, Tensor):
             with autocast(device, self.amp):
                 return self.model(ims.to(device, dtype), augment=augment)
+        if _is_list(ims) and not ims:
+            raise ValueError("no picture: the list is empty")
         times = [_now(device)]
         pictures, files = zip(*(_rgb(im, i) for i, im in enumerate(ims if _is_list(ims) else [ims])), strict=True)
         longest = size if isinstance(size, int) else max(size)
@@ -161,6 +165,11 @@ class Detections:
     def imgs(self) -> list[np.ndarray]:
         """The pictures, by the name that they had until YOLOv5 v6.1."""
         return self.ims
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The same as `t`; YOLOv5 has its stopwatches here."""
+        return self.t
 
     def __len__(self) -> int:
         return self.n
@@ -268,9 +277,21 @@ def _rgb(im: Picture, i: int) -> tuple[np.ndarray, str]:
         array = array.transpose(1, 2, 0)
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
         array = np.repeat(array.reshape(*array.shape[:2], 1), 3, 2)
-    if array.ndim != 3 or array.shape[2] < 3 or array.dtype != np.uint8:
-        raise ValueError(f"picture {i}: expected uint8 [H,W,3] RGB, got {array.dtype} {list(array.shape)}")
-    return np.ascontiguousarray(array[..., :3]), name
+    if array.ndim != 3 or array.shape[2] < 3 or not array.size or not np.issubdtype(array.dtype, np.number):
+        raise ValueError(f"picture {i}: expected RGB [H,W,3] of 0..255, got {array.dtype} {list(array.shape)}")
+    return np.ascontiguousarray(_bytes(array[..., :3], i)), name
+
+
+def _bytes(array: np.ndarray, i: int) -> np.ndarray:
+    """Values of 0..255 as uint8, floats rounded. Values that say of themselves that they mean something else are
+    refused: YOLOv5 takes them for nearly black."""
+    if array.dtype == np.uint8:
+        return array
+    if np.iscomplexobj(array) or not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 255):
+        raise ValueError(f"picture {i}: values of a {array.dtype} array must lie in 0..255")
+    if array.max() <= 1 and (array % 1).any():
+        raise ValueError(f"picture {i}: values of a {array.dtype} array are read as 0..255, these lie in 0..1: x 255")
+    return array.round().astype(np.uint8)
 
 
 def _now(device: torch.device) -> float:

@@ -33,7 +33,7 @@ class ExportedModel(nn.Module):
         device: Where it computes, and its answers are.
 
     Attributes:
-        names, cls_names, nc, cls_nc, stride: As those of `Model`.
+        names, cls_names, nc, cls_nc, stride: As those of `Model`; names is {} where the file has none.
         nms: Thresholds of the suppression inside, or None.
         dtype: Type of the input.
     """
@@ -62,10 +62,7 @@ class ExportedModel(nn.Module):
             width = self._answers(torch.zeros(batch or 1, metadata.channels, *sides))[0].shape[2]
         self.nc = len(metadata.names) if self.nms else width - 5
         self.names = dict(metadata.names)
-        if not self.names:
-            self.names = {i: f"class{i}" for i in range(self.nc)}
-            print(f"{file}: it names no classes; they are called class0 to class{self.nc - 1} here")
-        if self.nc < 1 or len(self.names) != self.nc:
+        if self.nc < 1 or (self.names and len(self.names) != self.nc):
             raise ValueError(f"{file}: names {len(self.names)} classes, but its boxes have {width} columns")
 
     @torch.no_grad()

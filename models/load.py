@@ -12,7 +12,8 @@ from models.exported import read_onnx, read_onnx_opencv, read_openvino, read_tor
 from models.yolo import Model
 from utils.boxes import input_multiple
 from utils.checkpoint import load_checkpoint
-from utils.downloads import fetch_official, is_official
+from utils.config import DataConfig, load_data_config
+from utils.downloads import address_of, fetch_address, fetch_official, is_official
 from utils.paths import ROOT
 
 
@@ -23,25 +24,24 @@ class Ensemble(nn.Module):
     averaged over the members that have the branch.
 
     Args:
-        models: Fused networks in evaluation mode with equal class names.
+        models: Fused networks in evaluation mode for the same classes. Where these are spelled differently a line says
+            so, and the names of the first network that has any are used.
 
     Raises:
-        ValueError: No member, or the members' classes or fixed picture sizes differ, or one suppresses boxes itself.
+        ValueError: No member, or the members' classes differ in number or order, or their fixed picture sizes differ,
+            or one suppresses boxes itself.
     """
 
     def __init__(self, models: Sequence[nn.Module]):
         super().__init__()
         if not models:
             raise ValueError("an ensemble needs at least one model")
-        first = models[0]
+        first = next((m for m in models if m.names), models[0])
         joint = next((m for m in models if m.cls_nc), first)
         for i, m in enumerate(models, 1):
-            if m.names != first.names:
-                raise ValueError(f"ensemble: weights 1 and {i} name different object classes: {first.names}, {m.names}")
-            if m.cls_nc and m.cls_names != joint.cls_names:
-                raise ValueError(
-                    f"ensemble: weights {i} name image classes {m.cls_names}, others name {joint.cls_names}"
-                )
+            _compare_classes(i, "object", m.nc, m.names, first.nc, first.names)
+            if m.cls_nc:
+                _compare_classes(i, "image", m.cls_nc, m.cls_names, joint.cls_nc, joint.cls_names)
             if getattr(m, "nms", None):
                 raise ValueError(f"ensemble: weights {i} have non-max suppression inside; export them without --nms")
         sizes = {m.imgsz for m in models if getattr(m, "imgsz", None)}
@@ -64,6 +64,39 @@ class Ensemble(nn.Module):
         boxes = torch.cat([decoded for decoded, _ in answers], 1), None
         probs = [p for _, p in answers if p is not None]
         return (boxes, torch.stack(probs).mean(0).log()) if probs else boxes
+
+
+def _compare_classes(i: int, kind: str, nc: int, names: dict, expected_nc: int, expected: dict) -> None:
+    """Says where an ensemble's member `i` spells classes otherwise; ValueError where it answers for other ones."""
+    if nc != expected_nc:
+        raise ValueError(f"ensemble: weights {i} have {nc} {kind} classes ({names}), others {expected_nc} ({expected})")
+    other = {c: f"{name}, {names.get(c)}" for c, name in expected.items() if names and names.get(c) != name}
+    if other and sorted(names.values()) == sorted(expected.values()):
+        raise ValueError(f"ensemble: weights {i} have the {kind} classes in another order: {names}, others {expected}")
+    if other:
+        print(f"WARNING: ensemble: weights {i} spell {kind} classes otherwise: {other}; the first spelling is used")
+
+
+def name_classes(model: nn.Module, data: DataConfig | str | Path | None = None) -> None:
+    """Names for the object classes of a network that brings none, as some exported files do; says which.
+
+    Args:
+        model: From `load_model`; others keep their names.
+        data: Data yaml, or its content, to take them from where it has as many; else they are class0, class1, …
+
+    Raises:
+        FileNotFoundError: `data` is needed, and not there.
+    """
+    if model.names:
+        return
+    model.names = {i: f"class{i}" for i in range(model.nc)}
+    config = data if data is None or isinstance(data, DataConfig) else load_data_config(data)
+    if config and config.nc == model.nc:
+        model.names = dict(config.names)
+        print(f"The weights name no classes; their names are taken from {config.source}")
+    else:
+        why = f", and {config.source} has {config.nc}" if config else ""
+        print(f"The weights name none of their {model.nc} classes{why}; they are called class0 to class{model.nc - 1}")
 
 
 def predict(model: nn.Module, images: Tensor, augment: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -116,7 +149,8 @@ def load_model(
         dnn: Run .onnx files by OpenCV instead of ONNX Runtime.
 
     Returns:
-        A module with `.names`, `.cls_names` (dicts), `.nc`, `.cls_nc` (0 without an image branch) and `.stride`.
+        A module with `.names` ({} where an exported file has none: see `name_classes`), `.cls_names`, `.nc`, `.cls_nc`
+        (0 without an image branch) and `.stride`.
 
     Raises:
         FileNotFoundError: No such file; says where to get it.
@@ -138,10 +172,14 @@ def load_model(
 def find_weights(weights: str | Path) -> Path:
     """The weight file: as given, or from the project's root; YOLOv5's official weights are fetched where they are not.
 
+    An http(s) address is fetched to the working folder, unless a file of its name is there.
+
     Raises:
         FileNotFoundError: It is in neither place, and not to be had.
-        ValueError: The name is that of an official model for another task.
+        ValueError: The name is that of an official model for another task, or the address names no weight file.
     """
+    if address := address_of(weights):
+        return fetch_address(address, FETCHED)
     path = Path(weights).expanduser()
     for candidate in (path, ROOT / path):
         if candidate.exists():
@@ -167,6 +205,7 @@ _READERS = {
     ".xml": read_openvino,
     "_openvino_model": read_openvino,  # a folder
 }
+FETCHED = (".pt", ".torchscript", ".onnx")  # formats that are one file, and so can be had from an address
 
 
 def _reader(path: Path, dnn: bool = False):

@@ -48,18 +48,28 @@ def test_every_kind_of_picture_gives_the_same_boxes(model, rgb, tmp_path):
 
 
 def test_addresses(model, rgb, tmp_path):
-    import functools
     import http.server
     import threading
 
     Image.fromarray(rgb).save(tmp_path / "a.png")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    handler.log_message = lambda *args: None
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    agents = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802 - the name that the base class calls
+            agents.append(self.headers["User-Agent"])
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write((tmp_path / "a.png").read_bytes())
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         result = model(f"http://127.0.0.1:{server.server_address[1]}/a.png?x=1", size=128)
         server.shutdown()
     assert result.files == ["a.jpg"] and torch.equal(result.xyxy[0], model(rgb, size=128).xyxy[0])
+    assert "YOLOv5-Joint" in agents[0]
 
 
 def test_grey_transparent_and_turned_pictures(model, rgb):
@@ -73,10 +83,37 @@ def test_grey_transparent_and_turned_pictures(model, rgb):
     assert model([rgb[..., 0], Image.fromarray(rgb).convert("L")], 128).ims[0].shape == (96, 128, 3)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((8, 8, 3)), np.zeros((8, 8, 2), np.uint8), np.zeros(5, np.uint8)])
+WRONG = (
+    np.zeros((8, 8, 2), np.uint8),
+    np.zeros(5, np.uint8),
+    np.zeros((0, 8, 3), np.uint8),
+    np.zeros((8, 8, 3), bool),
+    np.full((8, 8, 3), 256, np.uint16),
+    np.full((8, 8, 3), -1.0),
+    np.full((8, 8, 3), np.nan),
+    np.full((8, 8, 3), 1j),
+)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda a: f"{a.dtype}{a.shape}")
 def test_what_is_no_picture_is_refused(model, wrong):
-    with pytest.raises(ValueError, match="picture 0"):
+    with pytest.raises(ValueError, match="picture 0.*0..255"):
         model(wrong)
+
+
+def test_other_types_of_number_are_values_of_0_to_255_as_in_yolov5(model, rgb):
+    expected = model(rgb, 128).xyxy[0]
+    for array in (rgb.astype(np.float32), rgb.astype(float) + 0.4, rgb.astype(np.int64), rgb.astype(np.uint16)):
+        result = model(array, 128)
+        assert torch.equal(result.xyxy[0], expected) and result.ims[0].dtype == np.uint8
+    assert model(np.zeros((96, 128, 3)), 128).n == 1  # a black frame
+    with pytest.raises(ValueError, match="picture 1: values of a float32 array are read as 0..255, these lie in 0..1"):
+        model([rgb, (rgb / 255).astype(np.float32)], 128)
+
+
+def test_an_empty_list_is_no_picture(model):
+    with pytest.raises(ValueError, match="no picture"):
+        model([])
 
 
 def test_missing_file_is_named(model):
@@ -87,7 +124,7 @@ def test_missing_file_is_named(model):
 def test_pictures_of_several_sizes_and_the_network_input(model, rgb):
     tall = np.ascontiguousarray(rgb.transpose(1, 0, 2))
     result = model([rgb, tall], size=100)
-    assert result.s == (2, 3, 128, 128)
+    assert result.s == (2, 3, 128, 128) and result.times == result.t and len(result.t) == 3
     for boxes, im in zip(result.xyxy, (rgb, tall), strict=True):
         assert (boxes[:, :4] >= 0).all() and (boxes[:, 2] <= im.shape[1]).all() and (boxes[:, 3] <= im.shape[0]).all()
     assert model(rgb, size=(64, 100)).s == (1, 3, 96, 128)
@@ -187,6 +224,17 @@ def test_torch_hub(weights, rgb, monkeypatch, tmp_path):
     monkeypatch.setattr("utils.downloads.RELEASE", "http://127.0.0.1:9")  # offline
     with pytest.raises(FileNotFoundError, match=r"yolov5s\.pt could not be fetched"):
         torch.hub.load(str(ROOT), "yolov5s", source="local")
+
+
+@pytest.mark.parametrize(("device", "name"), [(0, "0"), ("0", "0"), ("cuda", "0"), (None, ""), ("cpu", "cpu")])
+def test_device_0_is_the_first_gpu_and_not_the_best_there_is(weights, monkeypatch, device, name):
+    import hubconf
+
+    asked = []
+    monkeypatch.setattr(hubconf, "select_device", lambda name: asked.append(name) or torch.device("cpu"))
+    hubconf.custom(weights, device=device, _verbose=False)
+    hubconf.yolov5n(pretrained=False, classes=2, device=device)
+    assert asked == [name] * 2
 
 
 def test_reference_detections(golden, shared):

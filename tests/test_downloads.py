@@ -1,21 +1,27 @@
-"""Official weights by name: fetched whole or not at all, from a server of the test's own."""
+"""Official weights by name, files by address: fetched whole or not at all, from a server of the test's own."""
 
 from __future__ import annotations
 
 import argparse
 import http.server
+import os
+import pickle
 import threading
 from pathlib import Path
 
 import pytest
+from test_checkpoint import Call, write_zip
 from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
 
+import detect
 import hubconf
+import val_joint
 from models.build import build_model
 from models.load import find_weights, load_model
+from models.yolo import Model
 from utils import downloads
-from utils.config import DataConfig
-from utils.paths import ROOT
+from utils.config import DataConfig, load_data_config, load_hyp
+from utils.paths import ROOT, find_file
 
 
 class Release(http.server.BaseHTTPRequestHandler):
@@ -45,7 +51,12 @@ def release(tmp_path, monkeypatch):
     data = save_weights(tmp_path / "source.pt", joint=False).read_bytes()
     page = b"<html>not here</html>"
     files = {"yolov5n": (data, len(data)), "yolov5s": (data[:-999], len(data)), "yolov5m": (page, len(page))}
-    handler = type("Handler", (Release,), {"answers": {f"/{k}.pt": v for k, v in files.items()}, "asked": []})
+    answers = {f"/{k}.pt": v for k, v in files.items()} | {"/best.pt?key=secret": (data, len(data))}
+    for name, text in {"empty.pt": b"", "page.yaml": b"\n<!DOCTYPE html><p>a login"}.items():
+        answers[f"/{name}"] = text, len(text)
+    for file in (ROOT / "data/coco128.yaml", ROOT / "data/hyps/hyp.no-augmentation.yaml", ROOT / "models/yolov5n.yaml"):
+        answers[f"/a%20folder/{file.name}"] = file.read_bytes(), file.stat().st_size
+    handler = type("Handler", (Release,), {"answers": answers, "asked": []})
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -115,3 +126,83 @@ def test_names_are_those_of_the_release():
     assert downloads.RELEASE == "https://github.com/ultralytics/yolov5/releases/download/v7.0"
     yamls = {f.stem for f in (ROOT / "models").rglob("*.yaml")}
     assert {Path(name).stem for name in official} <= yamls
+
+
+# By address -----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_by_address_are_fetched_once(release, capsys, tmp_path):
+    address = f"{downloads.RELEASE}/best.pt?key=secret"
+    assert load_model(address).nc == 3
+    said = capsys.readouterr()
+    target = tmp_path / "work" / "best.pt"
+    assert said.out.count("\n") == 1 and f"Fetching {downloads.RELEASE}/best.pt to {target}\n" in said.out
+    assert "best.pt: 100%" in said.err and "secret" not in said.out + said.err
+    assert target.read_bytes() == (tmp_path / "source.pt").read_bytes()
+    assert load_model([Path(address), address]).nc == 3  # a path object swallows one of the slashes
+    assert hubconf.custom(address, device="cpu", _verbose=False).nc == 3
+    assert release.asked == ["/best.pt?key=secret"] and [p.name for p in Path().iterdir()] == ["best.pt"]
+
+
+def test_a_file_that_is_there_is_used_in_place_of_the_address(release, capsys):
+    save_weights(Path("yolov5s.pt"))
+    address = f"{downloads.RELEASE}/yolov5s.pt"
+    assert find_weights(address) == find_weights(address) == Path("yolov5s.pt") and release.asked == []
+    said = capsys.readouterr().out
+    assert said == f"yolov5s.pt is in this folder already: used instead of fetching {address}\n"
+
+
+def test_yamls_by_address(release, tmp_path):
+    folder = f"{downloads.RELEASE}/a%20folder"
+    data = load_data_config(f"{folder}/coco128.yaml")
+    assert data.nc == 80 and data.yaml_file == tmp_path / "work" / "coco128.yaml"
+    assert load_hyp(f"{folder}/hyp.no-augmentation.yaml")["mosaic"] == 0
+    assert Model(f"{folder}/yolov5n.yaml", nc=2).nc == 2
+    opt = argparse.Namespace(weights="", cfg=f"{folder}/yolov5n.yaml", freeze=[0])
+    assert build_model(opt, data, {}, say=lambda _: None)[0].nc == 80
+    assert len(release.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("yolov5s.pt", r"ended after \d+ of \d+ bytes"),
+        ("yolov5m.pt", "web page"),
+        ("page.yaml", "web page"),
+        ("empty.pt", "empty"),
+        ("none.yml", "404|Not Found"),
+    ],
+)
+def test_an_answer_that_is_no_file_leaves_nothing(release, name, reason, tmp_path):
+    find = find_weights if name.endswith(".pt") else find_file
+    with pytest.raises(FileNotFoundError, match=reason) as error:
+        find(f"{downloads.RELEASE}/{name}")
+    assert list(Path().iterdir()) == []
+    assert str(error.value).startswith(f"{downloads.RELEASE}/{name} could not be fetched (")
+    assert str(error.value).endswith(f"put it at {tmp_path / 'work' / name}")
+
+
+def test_addresses_of_no_file(release):
+    for name in ("", "folder/", "best.exe", "x.pt/..", "a.yaml"):
+        with pytest.raises(ValueError, match="no file that can be used here, only .pt, .torchscript, .onnx can"):
+            find_weights(f"{downloads.RELEASE}/{name}")
+    with pytest.raises(ValueError, match="only .yaml, .yml can"):
+        find_file(f"{downloads.RELEASE}/yolov5n.pt")
+    assert release.asked == [] and list(Path().iterdir()) == []
+
+
+def test_offline_is_one_sentence_in_the_scripts(release):
+    weights, data = "http://127.0.0.1:9/best.pt", "http://127.0.0.1:9/data.yaml"  # nothing listens there
+    for script, args in ((detect, ["--weights", weights]), (val_joint, ["--data", data, "--weights", weights])):
+        with pytest.raises(SystemExit) as end:
+            script.main(script.parse_opt([*args, "--device", "cpu"]))
+        wanted = data if "--data" in args else weights
+        assert f"{wanted} could not be fetched (" in str(end.value) and "\n" not in str(end.value)
+
+
+def test_weights_by_address_go_through_the_safe_reader(release, tmp_path):
+    bad = write_zip(tmp_path / "bad.pt", pickle.dumps(Call(os.system, f"echo > {tmp_path / 'made'}"), 2)).read_bytes()
+    release.answers["/bad.pt"] = bad, len(bad)
+    with pytest.raises(ValueError, match=r"bad\.pt: refused, because it names `(posix|nt)\.system`"):
+        load_model(f"{downloads.RELEASE}/bad.pt")
+    assert not (tmp_path / "made").exists() and Path("bad.pt").exists()
