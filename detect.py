@@ -3,7 +3,7 @@
     python detect.py --weights runs/train/exp/weights/best.pt --source path/to/anything
 
 Sources: a picture, a folder, a glob, a list file (.txt), a video, a stream (rtsp://, http://), a list of streams
-(.streams), a webcam id (0) or the screen (screen).
+(.streams, or a .txt of nothing else), a webcam id (0) or the screen (screen).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from models.exported import fixed_size, input_size, refuse_augment, suppress, tell_dnn, tell_thresholds, usable_half
-from models.load import find_weights, input_dtype, largest_stride, load_model, predict
+from models.load import find_weights, input_dtype, largest_stride, load_model, name_classes, predict
 from utils.augmentations import letterbox
 from utils.boxes import scale_boxes
-from utils.checkpoint import strip_checkpoint
-from utils.config import load_data_config
+from utils.checkpoint import load_checkpoint, strip_checkpoint
 from utils.devices import autocast, describe_device, half_dtype, select_device, synchronize, to_input, use_all_cores
+from utils.feature_maps import FeatureMaps
 from utils.paths import ROOT, increment_path
 from utils.results import ResultWriter, draw, summary
 from utils.sources import Frame, open_source
@@ -117,6 +117,7 @@ def run(
     half: bool = False,
     dnn: bool = False,
     vid_stride: int = 1,
+    visualize: bool = False,
 ) -> Path:
     """Detect on every frame of a source; the arguments are the command line's (`--help`).
 
@@ -130,7 +131,8 @@ def run(
     device = select_device(device)
     use_all_cores()
     model = load_model(weights, device, half=half and device.type == "cuda", dnn=dnn)
-    names, cls_names = model.names or load_data_config(data).names, model.cls_names
+    name_classes(model, data)
+    names, cls_names = model.names, model.cls_names
     _check_arguments(classes, save_format, conf_thres, iou_thres, names)
     refuse_augment(model, augment)
     sides = _pair(imgsz)
@@ -140,6 +142,7 @@ def run(
     tell_thresholds(model, conf_thres, iou_thres, max_det, agnostic_nms)
     nms = {"conf_thres": conf_thres, "iou_thres": iou_thres, "classes": classes, "agnostic": agnostic_nms}
     detector = Detector(model, device, imgsz, half=half, augment=augment, max_det=max_det, **nms)
+    features = _feature_maps(model) if visualize else None
 
     with open_source(source, vid_stride) as frames:
         if view_img or frames.live:
@@ -147,7 +150,7 @@ def run(
         save_dir = increment_path(Path(project) / name, exist_ok=exist_ok, mkdir=True)
         with ResultWriter(save_dir, names, cls_names, save_csv=save_csv) as writer:
             try:
-                for frame, detections, probs, ms in _detect_all(detector, frames):
+                for i, frame, detections, probs, ms in _detect_all(detector, frames, features):
                     h, w = detector.shape[2:]
                     print(f"{frame.title}: {h}x{w} {summary(detections, probs, names, cls_names)}, {ms:.1f}ms")
                     if save_txt:
@@ -156,6 +159,8 @@ def run(
                         writer.write_rows(frame, detections, probs)
                     if save_crop:
                         writer.write_crops(frame, detections)
+                    if features:
+                        features.save(i, save_dir / writer.name(frame))
                     if nosave and not view_img:
                         continue
                     args = names, cls_names, line_thickness, hide_labels, hide_conf
@@ -178,21 +183,45 @@ def run(
     )
     if save_txt:
         print(f"{writer.labels} labels saved to {save_dir / 'labels'}")
+    if features:
+        print(f"Feature maps of each layer saved to a folder for each picture in {save_dir}")
     print(f"Results saved to {save_dir}")
     if update:
         for file in map(find_weights, _files(weights)):
-            if file.suffix == ".pt":
-                strip_checkpoint(file)
-            print(f"{file}: {'stripped of' if file.suffix == '.pt' else 'an exported file has no'} training state")
+            print(f"{file}: {_update(file)}")
     return save_dir
 
 
-def _detect_all(detector: Detector, frames):
-    """(frame, detections [n,6], probabilities or None, milliseconds of inference) for every frame."""
+def _detect_all(detector: Detector, frames, features: FeatureMaps | None):
+    """(place in its batch, frame, detections [n,6], probabilities or None, milliseconds of inference) per frame."""
     for batch in frames:
+        if features:
+            features.clear()
         detections, probs, seconds = detector([f.image for f in batch])
         for i, frame in enumerate(batch):
-            yield frame, detections[i], probs[i], seconds / len(batch) * 1e3
+            yield i, frame, detections[i], probs[i], seconds / len(batch) * 1e3
+
+
+def _feature_maps(model: torch.nn.Module) -> FeatureMaps | None:
+    """What keeps the feature maps of a network or of an ensemble's members; None, with a line, where none shows any."""
+    members = [m for m in getattr(model, "models", [model]) if not getattr(m, "exported", False)]
+    if not members:
+        print("WARNING: --visualize needs PyTorch weights (.pt): an exported file shows nothing of its layers")
+    return FeatureMaps(members) if members else None
+
+
+def _update(file: Path) -> str:
+    """Strips a weight file of its training state, and says so. What YOLOv5 wrote stays; ours is written beside it."""
+    if file.suffix != ".pt":
+        return "an exported file has no training state"
+    if load_checkpoint(file).format != "yolov5":
+        strip_checkpoint(file)
+        return "stripped of training state"
+    ours = file.with_name(f"{file.stem}_joint.pt")
+    if ours.exists():
+        return f"YOLOv5 wrote it, so it stays as it is; so does {ours}, which is there already"
+    strip_checkpoint(file, ours)
+    return f"YOLOv5 wrote it, so it stays as it is; {ours} is the same in our format, without training state"
 
 
 def _in_picture(detections: torch.Tensor, input_shape, picture_shape) -> np.ndarray:
@@ -290,8 +319,11 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
         "--agnostic-nms", action="store_true", help="boxes of different classes suppress each other, too"
     )
     parser.add_argument("--augment", action="store_true", help="test-time augmentation")
+    parser.add_argument("--visualize", action="store_true", help="save the feature maps of each layer, as png and npy")
     parser.add_argument(
-        "--update", action="store_true", help="strip the training state from the weight files afterwards"
+        "--update",
+        action="store_true",
+        help="strip the training state from the weight files afterwards; a file of YOLOv5 stays, ours is put beside it",
     )
     parser.add_argument("--project", default=ROOT / "runs/detect", help="write to project/name")
     parser.add_argument("--name", default="exp", help="write to project/name")

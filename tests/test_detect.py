@@ -11,12 +11,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from old_yolov5 import save_release
 from tiny_weights import NAMES, VIEWS, one_thread, save_weights  # noqa: F401 - a fixture
 
 import detect
 from models.load import Ensemble, find_weights, load_model, predict
+from models.yolo import Model
 from utils.boxes import non_max_suppression, scale_boxes
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.labels import parse_label
 from utils.results import ResultWriter, draw, file_name, label_text, summary
 from utils.sources import Frame, read_image
@@ -277,14 +279,28 @@ def test_update_strips_the_training_state(tmp_path, pictures):
     save_checkpoint(file, state | {"train_state": {"optimizer": {"x": torch.zeros(100000)}}})
     before = file.stat().st_size
     run(file, pictures / "a.png", tmp_path, update=True, nosave=True)
-    assert file.stat().st_size < before - 300000
+    assert file.stat().st_size < before - 300000 and not (tmp_path / "w_joint.pt").exists()
     load_model(file)
+
+
+def test_update_leaves_a_file_of_yolov5_as_it_is(tmp_path, pictures, monkeypatch, capsys):
+    file, ours = tmp_path / "old.pt", tmp_path / "old_joint.pt"
+    save_release(file, "v7.0", monkeypatch, stripped=False)
+    before = file.read_bytes()
+    run(file, pictures / "a.png", tmp_path, update=True, nosave=True)
+    assert f"{file}: YOLOv5 wrote it, so it stays as it is; {ours} is the same in our" in capsys.readouterr().out
+    assert file.read_bytes() == before and load_checkpoint(ours).format == "yolov5-joint"
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.allclose(predict(load_model(file), images)[0], predict(load_model(ours), images)[0], rtol=0.02, atol=1)
+    ours.write_bytes(b"a file of the user's")
+    run(file, pictures / "a.png", tmp_path, update=True, nosave=True)
+    assert "which is there already" in capsys.readouterr().out and ours.read_bytes() == b"a file of the user's"
 
 
 def test_flags_are_yolov5s(golden):
     opt = vars(detect.parse_opt([]))
     theirs = {o["dest"]: o for o in json.loads((golden / "flags.json").read_text())["detect"]}
-    assert set(opt) == set(theirs)
+    assert set(opt) == {*theirs, "visualize"}  # which releases before the one measured have
     for dest, o in theirs.items():
         ours = opt[dest]
         if o["default_is_path_relative_to_repo_root"]:
@@ -352,12 +368,29 @@ def test_ensemble_puts_boxes_together_and_averages_views(weights, plain_weights,
 
 def test_ensemble_refuses_other_classes(weights):
     a, b = load_model(weights), load_model(weights)
-    b.names = {0: "x", 1: "y", 2: "z"}
-    with pytest.raises(ValueError, match="object classes"):
+    for kind in ("names", "cls_names"):
+        right = getattr(a, kind)
+        setattr(b, kind, dict(enumerate(reversed(right.values()))))
+        with pytest.raises(ValueError, match="weights 2 have the (object|image) classes in another order"):
+            Ensemble([a, b])
+        setattr(b, kind, right)
+
+
+def test_ensemble_refuses_another_number_of_classes(weights):
+    a, b = Model("yolov5n.yaml", nc=2), Model("yolov5n.yaml", nc=3)
+    with pytest.raises(ValueError, match=r"weights 2 have 3 object classes .*, others 2"):
         Ensemble([a, b])
-    b.names, b.cls_names = a.names, {0: "in", 1: "out"}
-    with pytest.raises(ValueError, match="image classes"):
-        Ensemble([a, b])
+
+
+def test_ensemble_of_other_spellings_says_so(weights, capsys):
+    a, b = load_model(weights), load_model(weights)
+    b.names, b.cls_names = {0: "Cat", 1: "MR", 2: "dog"}, {0: "psax", 1: "PLAX"}
+    both = Ensemble([a, b])
+    out = capsys.readouterr().out
+    assert "weights 2 spell object classes otherwise: {0: 'cat, Cat'}" in out and "{0: 'PSAX, psax'}" in out
+    assert (both.names, both.cls_names) == (NAMES, VIEWS)
+    b.names = {}  # an exported file without names
+    assert Ensemble([b, a]).names == NAMES
 
 
 def test_missing_weights(tmp_path):

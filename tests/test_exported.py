@@ -17,10 +17,12 @@ from exported_weights import FORMATS, NMS_FLAGS, largest_difference, lively_weig
 from tiny_weights import NAMES, VIEWS, one_thread  # noqa: F401 - a fixture
 
 import detect
+import hubconf
 import val_joint
 from models.autoshape import AutoShape
 from models.load import load_model, predict
 from utils.boxes import non_max_suppression, xyxy2xywhn
+from utils.config import save_yaml
 from utils.packages import need
 
 for package in ("onnx", "onnxruntime"):
@@ -189,6 +191,72 @@ def test_what_exported_files_cannot_do(files, data, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "--half changes nothing" in out and "an exported file has no training state" in out
     assert "--dnn runs ONNX files through OpenCV; these weights are none" in out
+
+
+# Files without names --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nameless(files, tmp_path_factory) -> Path:
+    """ONNX as other programs write it: nothing is said of the classes."""
+    import onnx
+
+    model = onnx.load(files["onnx", "fixed"])
+    del model.metadata_props[:]
+    file = tmp_path_factory.mktemp("nameless") / "w.onnx"
+    onnx.save(model, file)
+    return file
+
+
+def test_names_from_the_data_yaml(nameless, data, tmp_path, capsys):
+    source, names = Path(data["path"]) / "images", ["one", "two", "three"]
+    save_yaml(tmp_path / "three.yaml", data | {"names": names})
+    rows, _ = detections(nameless, source, tmp_path, data=tmp_path / "three.yaml")
+    assert {r["Prediction"] for r in rows} <= set(names) and rows
+    assert f"their names are taken from {tmp_path / 'three.yaml'}" in capsys.readouterr().out
+    rows, _ = detections(nameless, source, tmp_path)  # coco128.yaml
+    assert {r["Prediction"] for r in rows} <= {"class0", "class1", "class2"} and rows
+    assert "name none of their 3 classes, and " in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="none.yaml"):
+        detections(nameless, source, tmp_path, data="none.yaml")
+    detections(nameless, source, tmp_path, data=tmp_path / "three.yaml", classes=[2])
+    with pytest.raises(ValueError, match="--classes 3: the model knows {0: 'one'"):
+        detections(nameless, source, tmp_path, data=tmp_path / "three.yaml", classes=[3])
+
+
+def test_validation_of_a_file_without_names(nameless, data, tmp_path, capsys):
+    results = validate(data, str(nameless), tmp_path, square=True)
+    assert list(results["detection"]["per_class"]) == list(NAMES.values())
+    out = capsys.readouterr().out
+    assert "their names are taken from data configuration" in out and "WARNING" not in out
+    with pytest.raises(ValueError, match=r"has 2 object classes \(a, b\), the network 3 \(class0, class1, class2\)"):
+        val_joint.run(data | {"names": ["a", "b"]}, str(nameless), device="cpu", save_dir=tmp_path)
+
+
+def test_python_and_ensembles_of_a_file_without_names(nameless, weights, data, capsys):
+    picture = cv2.imread(str(Path(data["path"]) / "images" / "0.png"))
+    for model in (AutoShape(load_model(nameless)), hubconf.custom(nameless, device="cpu", _verbose=False)):
+        assert model.names == {0: "class0", 1: "class1", 2: "class2"}
+        assert set(model(picture, SIDE).pandas().xyxy[0]["name"]) <= set(model.names.values())
+    assert hubconf.custom(nameless, autoshape=False, device="cpu").names == model.names
+    capsys.readouterr()
+    assert load_model([nameless, weights]).names == NAMES
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_a_study_has_a_row_for_each_size_that_was_used(nameless, weights, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(val_joint, "STUDY_SIZES", range(64, 161, 16))
+    save_yaml(tmp_path / "set.yaml", data)
+    flags = ["--data", "set.yaml", "--task", "study", "--device", "cpu", "--workers", "0", "--project", "runs"]
+    for file, sizes in ((nameless, ["64"]), (weights, ["64", "96", "128", "160"])):
+        val_joint.main(val_joint.parse_opt([*flags, "--weights", str(file)]))
+        with (tmp_path / "study_set_w.csv").open(newline="") as f:
+            assert [row["imgsz"] for row in csv.DictReader(f)] == sizes
+        assert (f"{file} takes pictures of 64x64 alone: its table has one row" in capsys.readouterr().out) == (
+            file == nameless
+        )
+    assert len(list((tmp_path / "runs").iterdir())) == 5  # each size was validated once
 
 
 # Python ---------------------------------------------------------------------------------------------------------------

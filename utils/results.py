@@ -133,7 +133,7 @@ class ResultWriter:
         """`labels/<name>.txt`, see `label_text`; no file where there is nothing to say."""
         text = label_text(detections, probs, frame.image.shape[:2], len(self.cls_names), with_conf, save_format)
         if text:
-            file = self.save_dir / "labels" / f"{self._name(frame)}.txt"
+            file = self.save_dir / "labels" / f"{self.name(frame)}.txt"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8", newline="\n")
             self.labels += 1
@@ -156,7 +156,7 @@ class ResultWriter:
         """`crops/<class>/<name>.jpg`, numbered where there are several."""
         for *xyxy, _, cls in detections.tolist():
             folder = self.save_dir / "crops" / _safe(self.names[int(cls)])
-            save_one_box(xyxy, frame.image, file=folder / f"{self._name(frame)}.jpg", BGR=True)
+            save_one_box(xyxy, frame.image, file=folder / f"{self.name(frame)}.jpg", BGR=True)
 
     def write_picture(self, frame: Frame, drawn: np.ndarray) -> None:
         """A picture under its own name, or the next frame of a video (.mp4) that plays at the source's speed."""
@@ -209,7 +209,8 @@ class ResultWriter:
             csv.writer(table).writerow(header)
         return table
 
-    def _name(self, frame: Frame) -> str:
+    def name(self, frame: Frame) -> str:
+        """Name without suffix for what is written of a frame; one of a video or stream has its number in it."""
         return self._stem(frame.path) + (f"_{frame.number}" if frame.mode != "image" else "")
 
     def _stem(self, path: str) -> str:
