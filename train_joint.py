@@ -69,7 +69,8 @@ from utils.samplers import image_weights
 from utils.scan import DatasetIndex, report_problems, scan_dataset, shared_pictures
 
 LOSSES = ("box", "obj", "cls", "image")
-CLOUD = {"bucket": "", "entity": None, "upload_dataset": False, "bbox_interval": -1}  # YOLOv5's, without effect here
+# YOLOv5's, without effect here
+CLOUD = {"bucket": "", "entity": None, "upload_dataset": False, "bbox_interval": -1, "artifact_alias": "latest"}
 PROGRESS = ("Epoch", "Mem", "box_loss", "obj_loss", "cls_loss", "image_loss", "w_det", "w_image", "Size", "img/s")
 
 
@@ -471,6 +472,8 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--save-period", type=int, default=-1, help="also keep a checkpoint every N epochs")
     add("--seed", type=int, default=0)
     add("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
+    for name in ("--adam", "--linear-lr"):  # YOLOv5's until v6.0
+        add(name, action="store_true", help=argparse.SUPPRESS)
     for name, default in CLOUD.items():
         add(f"--{name}", nargs="?", const=True, default=default, help=argparse.SUPPRESS)
     new = parser.add_argument_group("beyond YOLOv5")
@@ -527,10 +530,28 @@ def evolve_run(opt: argparse.Namespace, hyp: dict) -> dict:
     return evolve(train_candidate, Path(opt.save_dir), opt.evolve, hyp, population, history, opt.seed)
 
 
-def main(opt: argparse.Namespace) -> dict:
-    checkpoint = None
+def follow_old_flags(opt: argparse.Namespace) -> None:
+    """Does what flags of earlier releases of YOLOv5 ask for, and says so.
+
+    Raises:
+        ValueError: One contradicts a flag that took its place.
+    """
+    if opt.adam and opt.optimizer not in ("auto", "Adam"):
+        raise ValueError(f"--adam contradicts --optimizer {opt.optimizer}: leave one of them out")
+    if opt.linear_lr and opt.cos_lr:
+        raise ValueError("--linear-lr contradicts --cos-lr: leave one of them out")
+    if opt.adam:
+        print("--adam: taken as --optimizer Adam, which it is called since YOLOv5 v6.1")
+        opt.optimizer = "Adam"
+    if opt.linear_lr:
+        print("--linear-lr: without effect, the schedule is linear where --cos-lr is not given")
     if cloud := [f"--{name}" for name, default in CLOUD.items() if getattr(opt, name) != default]:
         print(f"{', '.join(cloud)}: without effect, since nothing is sent to a cloud service")
+
+
+def main(opt: argparse.Namespace) -> dict:
+    checkpoint = None
+    follow_old_flags(opt)
     if opt.resume:
         checkpoint, opt = load_resumed(opt)
     ids = device_ids(opt.device)
@@ -561,10 +582,15 @@ def run(**options) -> dict:
     return main(argparse.Namespace(**known | options))
 
 
-if __name__ == "__main__":
+def command_line() -> None:
+    """Run the command line; a problem that the user can solve ends in one sentence instead of a traceback."""
     try:
         main(parse_opt())
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, FileNotFoundError, NonFiniteLoss) as error:
         sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    command_line()

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+# What YOLOv5 has in this module and scripts import from it; both need the layers, so they are looked up when asked for.
+ELSEWHERE = {"AutoShape": "models.autoshape", "DetectMultiBackend": "models.experimental"}
+
+
+def __getattr__(name: str) -> type[nn.Module]:
+    if name not in ELSEWHERE:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(ELSEWHERE[name]), name)
 
 
 def autopad(k: int | Sequence[int], p: int | Sequence[int] | None = None, d: int = 1) -> int | list[int]:

@@ -6,25 +6,33 @@ import argparse
 import importlib
 import json
 import re
+import runpy
+import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from exported_weights import made
 from old_yolov5 import save_release
 from tiny_data import COCO_NAMES, draw_set
-from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
+from tiny_weights import NAMES, one_thread, save_weights  # noqa: F401 - a fixture
 
 import detect
 import hubconf
+import models.common
 import train_joint
 import val_joint
 from benchmarks import parity
+from models.autoshape import AutoShape
 from models.build import layers, transfer
+from models.experimental import attempt_load
+from models.load import load_model, predict
 from models.yolo import Model
+from utils.boxes import non_max_suppression
 from utils.checkpoint import load_checkpoint
-from utils.config import load_yaml, save_yaml
+from utils.config import DataConfig, load_yaml, save_yaml
 from utils.paths import ROOT
 
 PAGE = ROOT / "docs" / "yolov5-compatibility.md"
@@ -126,6 +134,28 @@ def test_cloud_flags_are_accepted_and_said_to_do_nothing(capsys, tmp_path):
     with pytest.raises(FileNotFoundError, match="none.yaml"):
         train_joint.main(opt)
     assert "--entity, --upload_dataset: without effect" in capsys.readouterr().out
+
+
+def test_flags_of_earlier_releases(capsys, tmp_path):
+    missing = ["--data", str(tmp_path / "none.yaml"), "--hyp", str(tmp_path / "none.yaml")]  # nothing is trained
+    opt = train_joint.parse_opt([*missing, "--adam", "--linear-lr", "--artifact_alias", "best"])
+    with pytest.raises(FileNotFoundError):
+        train_joint.main(opt)
+    said = capsys.readouterr().out
+    assert opt.optimizer == "Adam" and "--adam: taken as --optimizer Adam" in said
+    assert "--linear-lr: without effect" in said and "--artifact_alias: without effect" in said
+    for flags in (["--adam", "--optimizer", "SGD"], ["--linear-lr", "--cos-lr"]):
+        with pytest.raises(ValueError, match="contradicts"):
+            train_joint.main(train_joint.parse_opt([*missing, *flags]))
+
+
+@pytest.mark.parametrize(("script", "flag"), [("train", "--hyp"), ("val", "--data")])
+def test_yolov5s_script_names_hand_over(tmp_path, monkeypatch, script, flag):
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", flag, str(tmp_path / "none.yaml"), "--device", "cpu"])
+    with pytest.raises(SystemExit, match="none.yaml' not found"):
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    theirs, ours = importlib.import_module(script), importlib.import_module(f"{script}_joint")
+    assert all(getattr(theirs, name) is getattr(ours, name) for name in ("run", "main", "parse_opt"))
 
 
 # Plain detection data -------------------------------------------------------------------------------------------------
@@ -290,6 +320,55 @@ def test_hub_functions_by_size(tmp_path, monkeypatch):
     assert all(callable(getattr(hubconf, name)) for name in names)
     model = hubconf.yolov5n6(pretrained=False, classes=2, channels=1, device="cpu")
     assert model.nc == 2 and model.model[0].conv.in_channels == 1 and len(model.stride) == 4
+
+
+def here_names() -> list[str]:
+    """What the table of Python names says is here, with its module; `the same` means the names that YOLOv5 has."""
+    section = PAGE.read_text(encoding="utf-8").split("\n## In Python")[1].split("\n## ")[0]
+    rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
+    found = []
+    for theirs, here in rows:
+        module = re.search(r"`(utils\.\w+)`, the same names", here)
+        side = theirs if "the same" in here else here
+        names = re.findall(r"`((?:models|utils|train|val|train_joint|val_joint|detect|export)\.\w[\w.]*)", side)
+        found += [f"{module[1]}.{name.rpartition('.')[2]}" for name in names] if module else names
+    return found
+
+
+def test_python_names_of_the_page_are_there():
+    names = here_names()
+    wanted = "models.common.DetectMultiBackend", "utils.boxes.scale_boxes", "val.run", "models.yolo.Model", "export.run"
+    assert set(wanted) < set(names) and len(names) > 15
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), attribute)), name
+
+
+def test_loaders_by_yolov5s_names(tmp_path):
+    file = save_weights(tmp_path / "w.pt", joint=False)
+    image = torch.rand(1, 3, 64, 96)
+    expected, _ = predict(load_model(file), image)
+    for model in (attempt_load(file), attempt_load([file], map_location="cpu"), attempt_load(str(file), None, True)):
+        assert type(model) is Model and torch.equal(model(image)[0], expected) and model.names[1] == "MR"
+    assert attempt_load([file, file], device=torch.device("cpu"))(image)[0].shape[1] == 2 * expected.shape[1]
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in attempt_load(file, fuse=False).modules())
+
+    model = models.common.DetectMultiBackend(file, device=torch.device("cpu"), dnn=False, data=None, fp16=True)
+    stride, names, pt = model.stride, model.names, model.pt
+    model.warmup(imgsz=(1, 3, 64, 64))
+    boxes, probs = model(image, augment=False, visualize=False)
+    assert (stride, names[1], pt, model.onnx, model.engine, model.fp16) == (32, "MR", True, False, False, False)
+    assert torch.equal(boxes, expected) and probs is None
+    assert non_max_suppression(model(image), max_det=3)[0].shape == (3, 6)
+    joint = models.common.DetectMultiBackend(save_weights(tmp_path / "joint.pt"))
+    assert joint(image)[1].shape == (1, 2)
+    assert models.common.AutoShape is AutoShape
+    with pytest.raises(AttributeError, match="no attribute Nothing"):
+        models.common.Nothing  # noqa: B018
+    exported = made("torchscript")
+    content = DataConfig(None, tmp_path, [], [], [], 3, {0: "a", 1: "b", 2: "c"})
+    model = models.common.DetectMultiBackend([exported], data=content)
+    assert model.jit and not model.pt and model.names == NAMES  # its own come first
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import detect
 import hubconf
 import val_joint
 from models.autoshape import AutoShape
+from models.experimental import DetectMultiBackend
 from models.load import load_model, predict
 from utils.boxes import non_max_suppression, xyxy2xywhn
 from utils.config import save_yaml
@@ -239,6 +240,8 @@ def test_python_and_ensembles_of_a_file_without_names(nameless, weights, data, c
         assert model.names == {0: "class0", 1: "class1", 2: "class2"}
         assert set(model(picture, SIDE).pandas().xyxy[0]["name"]) <= set(model.names.values())
     assert hubconf.custom(nameless, autoshape=False, device="cpu").names == model.names
+    config = val_joint.load_data_config(data | {"names": ["a", "b", "c"]})
+    assert DetectMultiBackend(nameless, data=config).names == {0: "a", 1: "b", 2: "c"}
     capsys.readouterr()
     assert load_model([nameless, weights]).names == NAMES
     assert "WARNING" not in capsys.readouterr().out

@@ -50,7 +50,7 @@ def test_frames_and_ensembles_have_folders_of_their_own(pictures, tmp_path):
     for k in range(2):
         writer.write(np.full((64, 96, 3), 90 * k, np.uint8))
     writer.release()
-    out = run([lively_weights(), made("onnx"), lively_weights()], tmp_path / "clip.avi", tmp_path)
+    out = run([lively_weights(), made("torchscript"), lively_weights()], tmp_path / "clip.avi", tmp_path)
     folders = [p.parent.relative_to(out).as_posix() for p in sorted(out.rglob("stage0_Conv_features.npy"))]
     assert folders == ["clip_1/weights1", "clip_1/weights2", "clip_2/weights1", "clip_2/weights2"]
     maps = [np.load(out / f / "stage0_Conv_features.npy") for f in folders]
@@ -58,7 +58,7 @@ def test_frames_and_ensembles_have_folders_of_their_own(pictures, tmp_path):
 
 
 def test_exported_files_have_no_maps(pictures, tmp_path, capsys):
-    out = run(made("onnx"), pictures / "a.png", tmp_path)
+    out = run(made("torchscript"), pictures / "a.png", tmp_path)
     assert "--visualize needs PyTorch weights (.pt)" in capsys.readouterr().out and not list(out.iterdir())
 
 

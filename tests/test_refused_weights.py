@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,12 @@ from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
 import detect
 import export
 import hubconf
+import train
 import train_joint
+import val
 import val_joint
 from benchmarks import formats
+from models.experimental import DetectMultiBackend, attempt_load
 from models.load import load_model
 from utils.checkpoint import load_checkpoint, strip_checkpoint
 from utils.paths import ROOT
@@ -132,6 +136,8 @@ ENTRIES = {
         train_joint, "--weights", the_file, "--cfg", "yolov5n.yaml", "--data", data, "--project", "runs"
     ),
     "train_joint --resume": _cli(train_joint, "--resume", the_file),
+    "train": _cli(train, "--weights", the_file, "--data", data, "--project", "runs"),
+    "val": _cli(val, "--weights", the_file, "--data", data, "--project", "runs"),
     "val_joint": _cli(val_joint, "--weights", the_file, "--data", data, "--project", "runs"),
     "val_joint --task study": _cli(val_joint, "--weights", the_file, "--data", data, "--task", "study"),
     "detect": _cli(detect, "--weights", the_file, "--source", pictures, "--project", "runs"),
@@ -143,6 +149,8 @@ ENTRIES = {
     "hubconf.yolov5s": _official(),
     "hubconf.yolov5s, other classes": _official(classes=3),
     "torch.hub.load": lambda file, folder: torch.hub.load(str(ROOT), "custom", str(file), source="local"),
+    "attempt_load": lambda file, folder: attempt_load(file),
+    "DetectMultiBackend": lambda file, folder: DetectMultiBackend(file),
     "load_model of an ensemble": lambda file, folder: load_model([save_weights(folder / "good.pt"), file]),
     "strip_checkpoint": lambda file, folder: strip_checkpoint(file),
 }
@@ -163,8 +171,9 @@ def test_every_way_in_refuses_and_names_the_global(tmp_path, monkeypatch, entry)
 
 
 def test_every_script_with_weights_is_in_the_list():
-    """A new script that takes --weights has to be added above."""
-    scripts = {
-        f.stem for f in [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")] if '"--weights"' in f.read_text("utf-8")
-    }
-    assert scripts == {"train_joint", "val_joint", "detect", "export", "formats"}
+    """A new script that takes --weights, or hands over to one that does, has to be added above."""
+    takes = re.compile(r'"--weights"|import .*\bparse_opt\b')
+    files = [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")]
+    scripts = {f.stem for f in files if takes.search(f.read_text("utf-8"))}
+    assert scripts == {"train", "val", "train_joint", "val_joint", "detect", "export", "formats"}
+    assert {re.split("[ /.]", entry)[-1 if "/" in entry else 0] for entry in ENTRIES} >= scripts

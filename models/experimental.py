@@ -1,0 +1,87 @@
+"""Loaders under the names that scripts written for YOLOv5 import; `models.load` does their work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.load import input_dtype, largest_stride, load_model, name_classes, predict
+from utils.config import DataConfig
+
+
+def attempt_load(
+    weights: str | Path | Sequence[str | Path],
+    device: torch.device | str | None = None,
+    inplace: bool = True,
+    fuse: bool = True,
+    map_location: torch.device | str | None = None,
+) -> nn.Module:
+    """A network for inference from a weight file, or an ensemble from several.
+
+    Args:
+        device: Where to compute; None: the processor.
+        inplace: Without effect: nothing here writes in place.
+        fuse: Fold batch normalisation into the convolutions.
+        map_location: The name that `device` had until v6.1.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a weight file.
+    """
+    return load_model(weights, device or map_location or "cpu", fuse)
+
+
+class DetectMultiBackend(nn.Module):
+    """A network for inference from a weight file of any format, with the attributes that YOLOv5's scripts read.
+
+    Args:
+        weights: A weight file, or several for an ensemble.
+        device: Where to compute.
+        dnn: Run .onnx files by OpenCV.
+        data: Data yaml for the names of exported files that have none.
+        fp16: float16; on CUDA only.
+        fuse: Fold batch normalisation into the convolutions.
+
+    Attributes:
+        model: From `load_model`.
+        names, stride: Class names by number; pixels that sides of pictures are a multiple of.
+        pt, jit, onnx, engine: Whether the (first) file is of that format.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a weight file.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path | Sequence[str | Path] = "yolov5s.pt",
+        device: torch.device | str = "cpu",
+        dnn: bool = False,
+        data: DataConfig | str | Path | None = None,
+        fp16: bool = False,
+        fuse: bool = True,
+    ) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+        self.fp16 = fp16 and self.device.type == "cuda"
+        self.model = load_model(weights, self.device, fuse, half=self.fp16, dnn=dnn)
+        name_classes(self.model, data)
+        self.names, self.stride = self.model.names, largest_stride(self.model)
+        name = str(weights if isinstance(weights, (str, Path)) else weights[0]).partition("?")[0]
+        self.pt, self.jit, self.onnx = (name.endswith(s) for s in (".pt", ".torchscript", ".onnx"))
+        self.engine = False
+
+    def forward(self, im: Tensor, augment: bool = False, visualize: bool = False) -> list[Tensor | None]:
+        """Pictures [B,3,H,W], RGB in 0..1 → decoded boxes [B,n,5+nc], image-level probabilities [B,cls_nc] or None.
+
+        `visualize` is without effect: see `detect.py --visualize`.
+        """
+        return list(predict(self.model, im.to(self.device), augment))
+
+    def warmup(self, imgsz: Sequence[int] = (1, 3, 640, 640)) -> None:
+        """A first pass on a GPU, where it takes longer than the others."""
+        if self.device.type == "cuda":
+            self.forward(torch.zeros(*imgsz, device=self.device, dtype=input_dtype(self.model)))

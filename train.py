@@ -1,0 +1,11 @@
+"""`train_joint.py` under YOLOv5's name, for commands and notebooks written for YOLOv5.
+
+python train.py --data coco128.yaml --weights yolov5s.pt --img 640
+"""
+
+from train_joint import command_line, main, parse_opt, run
+
+__all__ = ["main", "parse_opt", "run"]
+
+if __name__ == "__main__":
+    command_line()
