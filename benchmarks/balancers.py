@@ -26,16 +26,18 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = {
     "fixed 1:1": "--balancer fixed",
     "fixed 1:0.1": "--balancer fixed --task-weights 1 0.1",
+    "fixed 1:0.03": "--balancer fixed --task-weights 1 0.03",
     "fixed 1:0.01": "--balancer fixed --task-weights 1 0.01",
     "GradNorm 0.5": "--balancer gradnorm --gradnorm-alpha 0.5",
     "GradNorm 1.5": "--balancer gradnorm --gradnorm-alpha 1.5",
+    "GradNorm 1.5, last layer": "--balancer gradnorm --gradnorm-alpha 1.5 --gradnorm-layers last",
     "UW": "--balancer uw",
     "UPGrad": "--balancer upgrad",
 }
 
 
 def folder_of(args: argparse.Namespace, row: str, seed: int) -> Path:
-    return args.out / f"{row.replace(' ', '_').replace(':', '-')}_seed{seed}"
+    return args.out / f"{row.replace(' ', '_').replace(':', '-').replace(',', '')}_seed{seed}"
 
 
 def train(args: argparse.Namespace, row: str, seed: int) -> None:
@@ -68,11 +70,18 @@ def read(folder: Path) -> dict[str, float] | None:
         "mAP50-95": best["detection"]["map50_95"],
         "accuracy": best["image"]["accuracy"],
         "w_image": 2 * weights["image"] / (weights["det"] + weights["image"]),
-        "cosine": statistics.mean(r["grad_cosine"] for r in history if r["grad_cosine"] is not None),
-        "conflict": statistics.mean(r["conflict_share"] for r in history if r["conflict_share"] is not None),
+        "cosine": mean_of_steps(history, "grad_cosine"),
+        "conflict": mean_of_steps(history, "conflict_share"),
         "seconds": statistics.median(r["seconds"] for r in history),
         "epochs": len(history),
     }
+
+
+def mean_of_steps(history: list[dict], key: str) -> float:
+    """Mean over the measured steps of the run, which are not equally many in each epoch."""
+    counts = [r["grad_measured"] if r[key] is not None else 0 for r in history]
+    total = sum(n * r[key] for n, r in zip(counts, history, strict=True) if n)
+    return total / sum(counts) if sum(counts) else float("nan")
 
 
 def table(args: argparse.Namespace) -> str:

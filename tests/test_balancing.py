@@ -15,6 +15,7 @@ from two_tasks import TwoTasks, train
 
 from models.yolo import Model
 from utils.balancing import (
+    BALANCERS,
     Fixed,
     GradNorm,
     build_balancer,
@@ -205,15 +206,6 @@ def test_update_alone_gives_the_weights_of_the_training_protocol():
     torch.testing.assert_close(torch.stack(got), torch.stack(want), rtol=1e-4, atol=0)
 
 
-def test_interval_counts_optimiser_steps():
-    model = TwoTasks()
-    balancer = GradNorm(2, shared=model.shared, interval=5)
-    history = train(model, balancer, 11, micro=2)
-    changes = [k for k in range(1, 11) if not torch.equal(history[k], history[k - 1])]
-    assert changes == [5, 10] and balancer.updates == 3
-    assert balancer._moments["counted"] == [11, 11]  # losses count between measurements too
-
-
 def test_float16_scaling_does_not_change_the_weights():
     plain, scaled = TwoTasks(), TwoTasks()
     want = train(plain, GradNorm(2, shared=plain.shared, interval=1), 8)
@@ -323,6 +315,7 @@ def test_weights_stay_after_freeze():
     [
         {"alpha": -1}, {"alpha": math.nan}, {"lr": 0}, {"interval": 0}, {"smoothing": -1}, {"init_steps": 0},
         {"task_weights": (1, 0)}, {"task_weights": (1, -1)}, {"task_weights": (1, 1, 1)}, {"floor": 1}, {"nonsense": 1},
+        {"interval": 2.5}, {"freeze_after": 0},
     ],
 )  # fmt: skip
 def test_bad_options_are_named(options):
@@ -401,7 +394,7 @@ def test_early_users_check(seed):
 
 # ---- several processes ----------------------------------------------------------------------------------------------
 
-NAMES = ["gradnorm", "fixed", "geometric", "random", "uw", "mgda"]
+RANDOM = ("random", "graddrop")  # rank 0 draws for all
 
 
 def distributed_rank(rank: int, world: int, folder: str) -> None:
@@ -409,10 +402,15 @@ def distributed_rank(rank: int, world: int, folder: str) -> None:
     init = f"file://{folder}/rendezvous"
     torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=world)
     out = {}
-    for name in NAMES:
+    for name in BALANCERS:
         model = TwoTasks()
         wrapped = nn.parallel.DistributedDataParallel(model)
-        balancer = build_balancer(name, 2, model.shared, model.parameters(), interval=2)
+        try:
+            balancer = build_balancer(name, 2, model.shared, model.parameters(), interval=2)
+        except ValueError as error:
+            if "pip install" not in str(error):
+                raise
+            continue  # its solver is not there
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         out[name] = []
         torch.manual_seed(rank)  # ranks draw different numbers
@@ -434,10 +432,11 @@ def distributed_rank(rank: int, world: int, folder: str) -> None:
 def test_two_processes_hold_equal_weights_and_match_one(tmp_path):
     mp.spawn(distributed_rank, args=(2, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    for name in NAMES:
+    assert len(first) >= len(BALANCERS) - 2
+    for name in first:
         assert torch.equal(first[name][0], second[name][0]), name
         assert torch.equal(first[name][1], second[name][1]), name
-        if name == "random":
+        if name in RANDOM:
             continue
         model = TwoTasks()
         balancer = build_balancer(name, 2, model.shared, model.parameters(), interval=2)

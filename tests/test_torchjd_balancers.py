@@ -118,7 +118,7 @@ def test_uw_learns_the_inverse_of_each_loss():
 
 
 @pytest.mark.parametrize("name", BALANCERS)
-def test_a_loss_scale_and_accumulation_change_nothing(name):
+def test_a_loss_scale_changes_nothing_under_accumulation(name):
     plain, scaled = TwoTasks(), TwoTasks()
     balancers = [build(name, m, interval=2) for m in (plain, scaled)]
     want = train(plain, balancers[0], 5, micro=2)
@@ -140,7 +140,53 @@ def test_float16_overflow_reaches_the_scaler_through_an_aggregator():
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["upgrad", "dualproj", "pcgrad", "graddrop", "gradvac"])
+def test_without_conflict_these_aggregators_give_the_sum(name):
+    p = nn.Parameter(torch.zeros(2))
+    build_balancer(name, 2, [p], [p]).backward([p[0], 10 * p[1]])
+    assert p.grad.tolist() == pytest.approx([1.0, 10.0], rel=1e-3)
+
+
+def test_an_absent_task_makes_an_aggregator_add_up():
+    p = nn.Parameter(torch.zeros(2))
+    balancer = build_balancer("mgda", 2, [p], [p])
+    balancer.backward([p[0] + 1, 10 * p[1] + 1], present=[True, False])
+    assert p.grad.tolist() == [1.0, 10.0]
+    p.grad = None
+    balancer.backward([p[0] + 1, 10 * p[1] + 1], present=[True, True])
+    assert p.grad.tolist() != [1.0, 10.0]
+
+
+def test_dwa_gives_weight_to_the_task_that_descends_slowly():
+    p = nn.Parameter(torch.zeros(()))
+    balancer = build_balancer("dwa", 2)
+    for epoch in range(3):
+        balancer.backward([p + 1.0, p + 1.0 / 2**epoch])
+        balancer.step()
+        balancer.end_epoch()
+    balancer.backward([p + 1.0, p + 0.1])
+    w = balancer.weights.tolist()
+    assert w[0] > 1.05 > 0.95 > w[1] and sum(w) == pytest.approx(2, rel=1e-3)
+
+
+def test_famo_gives_weight_to_the_task_that_descends_slowly():
+    p = nn.Parameter(torch.zeros(()))
+    balancer = build_balancer("famo", 2, lr=0.1)
+    for step in range(30):
+        balancer.backward([p + 1.0, p + 0.9**step])
+        balancer.step()
+    # the weights are those of log losses: times the loss, they are the tasks' shares
+    first, second = (w * x for w, x in zip(balancer.weights.tolist(), (1.0, 0.9**29), strict=True))
+    assert first > second * 1.2
+
+
 def test_options_of_others_are_checked():
+    with pytest.raises(ValueError, match="scale_mode"):
+        build("aligned_mtl", TwoTasks(), scale_mode="largest")
+    with pytest.raises(ValueError, match="alpha must be positive"):
+        build("fairgrad", TwoTasks(), alpha=-1.0)
+    with pytest.raises(ValueError, match="2 numbers"):
+        build("upgrad", TwoTasks(), pref_vector=torch.ones(3))
     with pytest.raises(ValueError, match="temperature"):
         build("dwa", TwoTasks(), alpha=1.0)
     with pytest.raises(ValueError, match="params"):
@@ -183,6 +229,46 @@ def test_the_command_line_builds_what_it_says():
     assert isinstance(balancer, Fixed) and balancer.weights.tolist() == pytest.approx([1, 0.1])
     words = ["--balancer", "dwa", "--balancer-option", "temperature=5"]
     assert build_balancer_from_args(parse(*words), 2, model.shared).scalarizer.temperature == 5
+    words = "--balancer-option smoothing=5 --balancer-option init_steps=3 floor=0.01"
+    balancer = build_balancer_from_args(parse(*words.split()), 2, model.shared)
+    assert (balancer.smoothing, balancer.init_steps, balancer.floor) == (5, 3, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--balancer-option alpha=0.5", "use --gradnorm-alpha"),
+        ("--balancer-option name=1", "no option name .* smoothing"),
+        ("--balancer-option smoothing", "KEY=VALUE"),
+        ("--balancer-option init_steps=2.5", "whole number"),
+        ("--balancer mgda --balancer-option epsilon=x", "takes a number"),
+        ("--balancer fixed --balancer-option c=1", "options: none"),
+        ("--balancer upgrad --balancer-option pref_vector=1,2,3", "2 numbers"),
+        ("--gradnorm-freeze -3", "at least 1 epoch"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(words, message):
+    model = TwoTasks()
+    with pytest.raises(ValueError, match=message):
+        build_balancer_from_args(parse(*words.split()), 2, model.shared, list(model.parameters()))
+
+
+def test_options_reach_torchjd():
+    model = TwoTasks()
+
+    def built(words: str):
+        return build_balancer_from_args(parse(*words.split()), 2, model.shared, list(model.parameters())).aggregator
+
+    assert "max_iters=7" in repr(built("--balancer mgda --balancer-option max_iters=7"))
+    preferring = built("--balancer upgrad --balancer-option pref_vector=1,3")
+    plain = built("--balancer upgrad")
+    jacobian = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert not torch.allclose(preferring(jacobian), plain(jacobian))
+
+
+def test_flags_of_gradnorm_without_effect_are_told(caplog):
+    build_balancer_from_args(parse("--balancer", "uw", "--gradnorm-alpha", "0.5"), 2, TwoTasks().shared)
+    assert "--gradnorm-alpha has no effect on --balancer uw" in caplog.text
 
 
 def test_without_shared_layers_the_default_is_the_fixed_sum():

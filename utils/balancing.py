@@ -18,8 +18,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from utils.task_gradients import Balancer, Measurement, flat_gradient
-from utils.torchjd_balancers import TORCHJD_BALANCERS, build_torchjd_balancer, options_of
+from utils.task_gradients import Balancer, Measurement, flat_gradient, trained
+from utils.torchjd_balancers import TORCHJD_BALANCERS, build_torchjd_balancer, options_of, parse_option
 
 LOGGER = logging.getLogger(__name__)
 
@@ -27,6 +27,14 @@ OWN_BALANCERS = {
     "gradnorm": "weights that equalise the tasks' gradients and training rates (Chen et al., ICML 2018)",
     "fixed": "sum with the weights of --task-weights (a tuned one is strong: Kurin et al., NeurIPS 2022)",
 }
+# Flags of `add_balancer_arguments` that only GradNorm heeds -> its argument and the default there.
+GRADNORM_FLAGS = {
+    "gradnorm_alpha": ("alpha", 1.5),
+    "gradnorm_lr": ("lr", 0.2),
+    "gradnorm_freeze": ("freeze_after", None),
+}
+# Its further arguments, for --balancer-option.
+GRADNORM_OPTIONS = {"init_steps": 10, "smoothing": 30.0, "floor": 1e-6}
 # Name -> one line and the paper.
 BALANCERS = OWN_BALANCERS | {name: entry.about for name, entry in TORCHJD_BALANCERS.items()}
 
@@ -87,6 +95,7 @@ class GradNorm(Balancer):
       where the derivative changes its sign, so weights settle instead of jumping to and fro (truncated subgradient
       step: Asi and Duchi, SIAM J. Optim. 2019).
     * L_i(0) is the mean of the first `init_steps` optimiser steps in which the task was present, not one noisy batch.
+      These steps are measured one by one, whatever the interval, so that a short run is balanced early on.
     * log g_i and log L_i are smoothed over measurements by an exponential mean with a time constant of `smoothing`
       optimiser steps, corrected for its start: single batches differ so much that the weights would follow their noise
       (the logarithm, because gradients have spikes). 0 turns it off.
@@ -96,14 +105,18 @@ class GradNorm(Balancer):
     Args:
         num_tasks: T.
         alpha: strength of the restoring force. Higher draws tasks to equal pace more strongly; 0 only equalises norms.
-        lr: largest change of log w_i by one update.
+        lr: largest change of log w_i by one update, before the weights are scaled to their sum.
         interval: optimiser steps from one update to the next.
         task_weights: initial weights [T], positive; scaled to sum to T.
         shared: W, the weights of the last layers that all tasks share.
         init_steps: optimiser steps over which L_i(0) is taken.
         smoothing: time constant in optimiser steps, see above.
-        freeze_after: number of epochs after which the weights stay; None never.
+        freeze_after: number of epochs after which the weights stay (and gradients are measured on); None never.
         floor: smallest weight that can be reached.
+
+    Raises:
+        ValueError: An option out of its range; `backward` and `update`: a loss that does not depend on all of W, or is
+            negative.
 
     Example:
         >>> import torch
@@ -115,7 +128,7 @@ class GradNorm(Balancer):
         >>> for _ in range(50):
         ...     features = trunk(x).relu()
         ...     losses = [(head(features)[:, 0] - y[:, i]).square().mean() for i, head in enumerate(heads)]
-        ...     weights = balancer.update(losses, shared=[trunk.weight])
+        ...     weights = balancer.update(losses, shared=trunk.weight)
         ...     optimizer.zero_grad()
         ...     balancer.combine(losses).backward()
         ...     optimizer.step()
@@ -135,7 +148,7 @@ class GradNorm(Balancer):
         lr: float = 0.2,
         interval: int = 10,
         task_weights: Sequence[float] | None = None,
-        shared: Iterable[Tensor] = (),
+        shared: Tensor | Iterable[Tensor] = (),
         init_steps: int = 10,
         smoothing: float = 30.0,
         freeze_after: int | None = None,
@@ -154,37 +167,43 @@ class GradNorm(Balancer):
             raise ValueError(f"GradNorm's init_steps must be at least 1, not {init_steps}")
         if not 0 <= floor < 1:
             raise ValueError(f"GradNorm's floor must be in [0, 1), not {floor}")
+        if freeze_after is not None and freeze_after < 1:
+            raise ValueError(f"GradNorm's freeze_after must be at least 1 epoch, not {freeze_after}")
         self.alpha, self.lr, self.smoothing = float(alpha), float(lr), float(smoothing)
         self.init_steps, self.freeze_after, self.floor = int(init_steps), freeze_after, float(floor)
         self.updates = 0
+        self._measured_at = 0  # optimiser steps taken at the last measurement
         total = sum(self._weights)
-        self._weights = [w * num_tasks / total for w in self._weights]
+        self._weights = self._above_floor([w * num_tasks / total for w in self._weights])
         zeros = [0.0] * num_tasks
         # Exponential means of logarithms as (weighted sum, sum of weights); L(0) as (sum over steps, number of steps).
         self._moments = {k: list(zeros) for k in ("norm", "norm_weight", "loss", "loss_weight", "initial", "counted")}
 
-    def update(self, losses: Sequence[Tensor], shared: Iterable[Tensor] | None = None) -> Tensor:
+    def update(self, losses: Sequence[Tensor], shared: Tensor | Iterable[Tensor] | None = None) -> Tensor:
         """Measure T gradients of `losses` at `shared` where due, and adjust the weights; counts as an optimiser step.
 
         Call it before the backward pass of the same losses. No `.grad` changes, and the graph stays.
 
         Args:
             losses: T scalars with a graph.
-            shared: W, if not given to the constructor.
+            shared: W, if not given to the constructor; one tensor or several.
 
         Returns:
             The weights [T].
+
+        Raises:
+            ValueError: No W, or none that trains; a loss that does not depend on all of W.
         """
         self._check_number(losses)
         if shared is not None:
-            self.shared = [p for p in shared if p.requires_grad]
+            self.shared = trained(shared)
         if not self.shared:
             raise ValueError("GradNorm needs the parameters that the tasks share, and none that trains was given")
         self._derived = None
         window = self._open_window()
         if window.due:
             weighted = [loss * w for loss, w in zip(losses, self._weights, strict=True)]
-            window.rows = {i: flat_gradient(loss, self.shared) for i, loss in enumerate(weighted)}
+            window.rows = {i: flat_gradient(loss, self.shared, i) for i, loss in enumerate(weighted)}
             window.scale = 1.0
         self._collect(losses, 1, None)
         self.step()
@@ -201,19 +220,22 @@ class GradNorm(Balancer):
         m = self._moments
         return [s / n if n else None for s, n in zip(m["initial"], m["counted"], strict=True)]
 
-    def _measures(self) -> bool:
-        return not self.frozen and super()._measures()
+    def _due(self) -> bool:
+        return self._measures() and (self.steps < self.init_steps or super()._due())
 
     def _rebalance(self, measured: Measurement) -> None:
-        m = self._moments
+        if self.frozen:
+            return
+        m, elapsed = self._moments, max(self.steps - self._measured_at, 1)
+        self._measured_at = self.steps
         for i, (loss, steps) in enumerate(zip(measured.losses, measured.steps, strict=True)):
             if steps > 0 and loss > 0:
-                self._smooth("loss", i, loss)
+                self._smooth("loss", i, loss, elapsed)
                 if m["counted"][i] < self.init_steps:
                     m["initial"][i] += loss * steps
                     m["counted"][i] += steps
             if measured.present[i] and measured.norms[i] > 0:
-                self._smooth("norm", i, measured.norms[i])
+                self._smooth("norm", i, measured.norms[i], elapsed)
         # A gradient of exactly 0 says as little about a task as its absence.
         tasks = [i for i in range(self.num_tasks) if measured.present[i] and measured.norms[i] > 0]
         if any(measured.losses[i] < 0 for i in tasks):
@@ -230,29 +252,34 @@ class GradNorm(Balancer):
             moved.append(w * math.exp(-math.copysign(min(self.lr, to_kink), d) if d else 0.0))
         # The tasks of this update keep the sum that they had, so all weights together always sum to T.
         share = sum(weights)
-        moved = [w * share / sum(moved) for w in moved]
-        low = sum(w < self.floor for w in moved)
-        if low:
-            above = (share - low * self.floor) / sum(w for w in moved if w >= self.floor)
-            moved = [w * above if w >= self.floor else self.floor for w in moved]
-        for i, w in zip(tasks, moved, strict=True):
+        for i, w in zip(tasks, self._above_floor([w * share / sum(moved) for w in moved]), strict=True):
             self._weights[i] = w
         self.updates += 1
 
-    def _smooth(self, kind: str, i: int, value: float) -> None:
-        """Take `value` into the exponential mean of task i."""
-        m, keep = self._moments, math.exp(-self.interval / self.smoothing) if self.smoothing else 0.0
+    def _above_floor(self, weights: list[float]) -> list[float]:
+        """`weights` with those below the floor raised to it, at the cost of the others; the sum stays."""
+        low = sum(w <= self.floor for w in weights)
+        if low in (0, len(weights)):
+            return weights
+        above = (sum(weights) - low * self.floor) / sum(w for w in weights if w > self.floor)
+        return [w * above if w > self.floor else self.floor for w in weights]
+
+    def _smooth(self, kind: str, i: int, value: float, elapsed: int) -> None:
+        """Take `value`, measured `elapsed` optimiser steps after the one before, into the exponential mean of task i."""
+        m, keep = self._moments, math.exp(-elapsed / self.smoothing) if self.smoothing else 0.0
         m[kind][i] = keep * m[kind][i] + (1 - keep) * math.log(value)
         m[f"{kind}_weight"][i] = keep * m[f"{kind}_weight"][i] + (1 - keep)
 
     def state_dict(self) -> dict:
         moments = {k: list(v) for k, v in self._moments.items()}
-        return super().state_dict() | {"moments": moments, "updates": self.updates}
+        return super().state_dict() | {
+            "moments": moments, "updates": self.updates, "measured_at": self._measured_at,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._moments = {k: [float(x) for x in state["moments"][k]] for k in self._moments}
-        self.updates = int(state["updates"])
+        self.updates, self._measured_at = int(state["updates"]), int(state.get("measured_at", state["steps"]))
 
 
 def build_balancer(
@@ -276,6 +303,8 @@ def build_balancer(
     shared = [p for p in shared if p.requires_grad]
     if num_tasks == 1:
         return Fixed(1, shared)
+    if not shared and name in TORCHJD_BALANCERS and TORCHJD_BALANCERS[name].kind == "aggregation":
+        LOGGER.warning("The tasks share no layer that trains: --balancer %s has nothing to combine", name)
     try:
         if name == "fixed":
             return Fixed(num_tasks, shared, **options)
@@ -289,6 +318,12 @@ def build_balancer(
         return build_torchjd_balancer(name, num_tasks, shared, params, **options)
     except TypeError as error:
         raise ValueError(f"--balancer {name} cannot take these options: {error}") from error
+
+
+def _options(name: str) -> dict:
+    """What --balancer-option may set for a balancer, and the defaults."""
+    own = {"gradnorm": GRADNORM_OPTIONS, "fixed": {}}
+    return own[name] if name in own else options_of(name)
 
 
 def add_balancer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -305,8 +340,8 @@ def add_balancer_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: gradnorm, or fixed where the tasks share no layer",
     )
     group.add_argument("--task-weights", type=float, nargs="+", metavar="W", help="(initial) weights: det image")
-    group.add_argument("--gradnorm-alpha", type=float, default=1.5, help="how strongly a lagging task gains weight")
-    group.add_argument("--gradnorm-lr", type=float, default=0.2, help="largest change of a log weight by one update")
+    group.add_argument("--gradnorm-alpha", type=float, help="how strongly a lagging task gains weight (default 1.5)")
+    group.add_argument("--gradnorm-lr", type=float, help="largest change of a log weight by one update (default 0.2)")
     group.add_argument(
         "--gradnorm-interval",
         type=int,
@@ -323,10 +358,10 @@ def add_balancer_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--balancer-option",
         nargs="+",
+        action="extend",
         metavar="KEY=VALUE",
         default=[],
-        help="options of the others: "
-        + "; ".join(f"{n} {' '.join(options_of(n))}" for n in TORCHJD_BALANCERS if options_of(n)),
+        help="further options: " + "; ".join(f"{n} {' '.join(_options(n))}" for n in BALANCERS if _options(n)),
     )
     group.add_argument("--gradnorm-freeze", type=int, metavar="EPOCHS", help="keep the weights after so many epochs")
 
@@ -337,7 +372,11 @@ def build_balancer_from_args(
     shared: Iterable[Tensor] = (),
     params: Iterable[Tensor] | None = None,
 ) -> Balancer:
-    """The balancer that the options of `add_balancer_arguments` ask for; `shared` in the order of the layers."""
+    """The balancer that the options of `add_balancer_arguments` ask for; `shared` in the order of the layers.
+
+    Raises:
+        ValueError: An option that the balancer does not have, or a value that makes no sense.
+    """
     shared = [p for p in shared if p.requires_grad]
     shared = shared[-1:] if args.gradnorm_layers == "last" else shared
     name = args.balancer or ("gradnorm" if shared else "fixed")
@@ -348,12 +387,20 @@ def build_balancer_from_args(
     options: dict = {"interval": args.gradnorm_interval}
     if args.task_weights is not None:
         options["task_weights"] = args.task_weights
+    allowed = _options(name)
     for text in args.balancer_option:
-        key, _, value = text.partition("=")
-        try:
-            options[key] = float(value)
-        except ValueError as error:
-            raise ValueError(f"--balancer-option takes KEY=NUMBER, not '{text}'") from error
-    if name == "gradnorm":
-        options |= {"alpha": args.gradnorm_alpha, "lr": args.gradnorm_lr, "freeze_after": args.gradnorm_freeze}
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--balancer-option takes KEY=VALUE, not '{text}'")
+        if key not in allowed:
+            flag = next((f for f, (k, _) in GRADNORM_FLAGS.items() if k == key and name == "gradnorm"), "")
+            hint = f"use --{flag.replace('_', '-')}" if flag else f"its options: {', '.join(allowed) or 'none'}"
+            raise ValueError(f"--balancer {name} has no option {key} of --balancer-option; {hint}")
+        options[key] = parse_option(name, key, value, allowed[key])
+    for flag, (key, default) in GRADNORM_FLAGS.items():
+        value = getattr(args, flag)
+        if name == "gradnorm":
+            options[key] = default if value is None else value
+        elif value is not None and num_tasks > 1:
+            LOGGER.warning("--%s has no effect on --balancer %s", flag.replace("_", "-"), name)
     return build_balancer(name, num_tasks, shared, params, **options)

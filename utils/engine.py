@@ -18,7 +18,7 @@ from utils.optim import ModelEMA, Schedule, Step, ema_constants
 
 
 class Balancer(Protocol):
-    """What the engine asks of a balancer; see `utils/balancing.py`."""
+    """What the engine asks of a balancer; see `utils/balancing.py`. A training loop also calls `end_epoch`."""
 
     def backward(
         self, losses: Sequence[torch.Tensor], batch_size: int, scaler: Any = None, present: Sequence[bool] | None = None

@@ -290,6 +290,7 @@ class ComputeJointLoss:
                 image_targets = torch.zeros_like(logits, dtype=torch.float32)
             # Looked up before the copy to the device, where reading it back would wait for the device.
             known = bool((image_targets.sum(1) > 0).any()) if image_targets.device.type == "cpu" else True
+            image_targets = image_targets.to(logits.device, non_blocking=True)
             with torch.autocast(logits.device.type, enabled=False):
                 image = image_loss(logits, image_targets, self.label_smoothing, self.image_class_weights)
             tasks, present = (*tasks, image), (*present, known)

@@ -36,12 +36,26 @@ def loss_scale(scaler: torch.amp.GradScaler | None, like: Tensor) -> Tensor:
     return scaler.scale(one) if scaler is not None and scaler.is_enabled() else one
 
 
-def flat_gradient(loss: Tensor, shared: Sequence[Tensor]) -> Tensor:
-    """Gradient of a scalar with respect to `shared` as one float32 vector [P]; keeps the graph. 0 where unreached."""
-    grads = [None] * len(shared)
+def flat_gradient(loss: Tensor, shared: Sequence[Tensor], task: int = 0) -> Tensor:
+    """Gradient of a scalar with respect to `shared` as one float32 vector [P]; keeps the graph. 0 without a graph.
+
+    Raises:
+        ValueError: The loss has a graph that does not reach all of `shared`, so these are not layers that tasks share.
+    """
+    grads: Sequence[Tensor | None] = [None] * len(shared)
     if loss.requires_grad:
         grads = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+        if missed := [i for i, g in enumerate(grads) if g is None]:
+            raise ValueError(
+                f"the loss of task {task} does not depend on shared[{missed[0]}], {tuple(shared[missed[0]].shape)}: "
+                "`shared` are the weights of the last layers that all tasks have in common"
+            )
     return flatten(grads, shared)
+
+
+def trained(shared: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """The tensors of `shared`, one or several, that are not frozen."""
+    return [p for p in ((shared,) if isinstance(shared, Tensor) else shared) if p.requires_grad]
 
 
 def flatten(grads: Iterable[Tensor | None], shared: Sequence[Tensor]) -> Tensor:
@@ -101,6 +115,9 @@ class Balancer:
             measured where none is left.
         interval: optimiser steps from one measurement to the next; 0 measures never.
         task_weights: initial weights [T], positive; all 1 if None.
+
+    Raises:
+        ValueError: A number of tasks, an interval or weights that make no sense; `shared` that are no parameters.
     """
 
     name = "balancer"
@@ -108,7 +125,7 @@ class Balancer:
     def __init__(
         self,
         num_tasks: int,
-        shared: Iterable[Tensor] = (),
+        shared: Tensor | Iterable[Tensor] = (),
         interval: int = 10,
         task_weights: Sequence[float] | None = None,
     ) -> None:
@@ -119,10 +136,12 @@ class Balancer:
             raise ValueError(f"{len(weights)} task weights given for {num_tasks} tasks: give one for each")
         if not all(math.isfinite(w) and w > 0 for w in weights):
             raise ValueError(f"task weights must be positive numbers, not {weights}")
-        if interval < 0:
-            raise ValueError(f"the measuring interval must be 0 or more optimiser steps, not {interval}")
+        if interval < 0 or interval != int(interval):
+            raise ValueError(f"the measuring interval must be a whole number of optimiser steps from 0, not {interval}")
         self.num_tasks = num_tasks
-        self.shared = [p for p in shared if p.requires_grad]
+        self.shared = trained(shared)
+        if not all(p.is_leaf for p in self.shared):
+            raise ValueError("`shared` must hold parameters, not what is computed from them: their `.grad` is read")
         self.interval = int(interval)
         self.steps = 0  # optimiser steps taken
         self.skipped = 0  # measurements thrown away: gradients or losses not finite, or a skipped optimiser step
@@ -170,7 +189,7 @@ class Balancer:
             for i, loss in enumerate(losses):
                 if i != window.derived:
                     # Weighted, as in the main pass: float16 then overflows here only where it does there.
-                    row = flat_gradient(loss * (self._weights[i] * scale), self.shared)
+                    row = flat_gradient(loss * (self._weights[i] * scale), self.shared, i)
                     window.rows[i] = window.rows[i] + row if i in window.rows else row
             window.scale = window.scale + scale
         self._collect(losses, batch_size, present)

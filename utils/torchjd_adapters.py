@@ -59,8 +59,10 @@ class Scalarized(Balancer):
         return super().weights if self._effective is None else self._effective.detach().float().cpu()
 
     def combine(self, losses: Tensor | Sequence[Tensor]) -> Tensor:
+        if self._effective is None:
+            return super().combine(losses)
         self._check_number(losses)
-        return sum(w * loss for w, loss in zip(self.weights.tolist(), losses, strict=True))
+        return self._objective(losses)
 
     def _open_window(self):
         # The weights differ from batch to batch, so no task gradient follows from the others'.
@@ -275,6 +277,8 @@ class Aggregated(Balancer):
         gone = present is not None and not all(present) and not is_distributed()
         total = self.aggregator(jacobian) * self.factor if usable and not gone else jacobian.sum(0)
         total = total * scale
+        if is_distributed():
+            dist.broadcast(total, 0)  # some draw at random
         for p, g in zip(params, total.split([p.numel() for p in params]), strict=True):
             accumulate(p, g.view(p.shape))
 

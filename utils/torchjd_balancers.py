@@ -15,15 +15,18 @@ from utils.torchjd_adapters import Aggregated, Scalarized
 LR = 0.025  # of the weights that a scalarizer learns; as FAMO's and GradNorm's papers have it
 
 
+VECTOR = ()  # an option that is one number per task, and is left out unless it is given
+
+
 class Entry(NamedTuple):
     """A balancer of torchjd."""
 
     kind: str  # "scalarization" or "aggregation", the module of torchjd that it comes from
     cls: str  # its class there
     about: str  # line in --help, with the paper
-    defaults: dict[str, float] = {}  # the class's options that --balancer-option may set
-    # Aggregators that average the tasks are scaled by T, so that without conflict all give the sum of the gradients
-    # and the learning rate keeps its meaning.
+    # The class's options that --balancer-option may set; a value has the type of its default, VECTOR is T numbers.
+    defaults: dict[str, float | int | str | tuple] = {}
+    # Aggregators whose result is a weighted mean of the gradients are scaled by T, to the size of a sum.
     averages: bool = False
 
 
@@ -34,62 +37,114 @@ TORCHJD_BALANCERS: dict[str, Entry] = {
         "scalarization", "DWA", "weights by each epoch's rate of descent (Liu et al., CVPR 2019)", {"temperature": 2.0}
     ),
     "famo": Entry(
-        "scalarization", "FAMO", "equal relative descent from loss values alone (Liu et al., NeurIPS 2023)", {"lr": LR}
+        "scalarization",
+        "FAMO",
+        "equal relative descent from loss values alone (Liu et al., NeurIPS 2023)",
+        {"lr": LR, "weight_decay": 0.001, "min_losses": VECTOR},
     ),
     "geometric": Entry(
         "scalarization", "GeometricMean", "their geometric mean (Chennupati et al., CVPR Workshops 2019)"
     ),
-    "stch": Entry("scalarization", "STCH", "smooth maximum of the losses (Lin et al., ICML 2024)", {"mu": 0.1}),
+    "stch": Entry(
+        "scalarization",
+        "STCH",
+        "smooth maximum of the losses (Lin et al., ICML 2024)",
+        {"mu": 0.1, "weights": VECTOR, "reference": VECTOR},
+    ),
     "random": Entry("scalarization", "Random", "new random weights for each batch (Lin et al., TMLR 2022)"),
     "upgrad": Entry(
-        "aggregation", "UPGrad", "each gradient projected onto the dual cone (Quinton and Rey, 2024)", averages=True
+        "aggregation",
+        "UPGrad",
+        "each gradient projected onto the dual cone (Quinton and Rey, 2024)",
+        {"pref_vector": VECTOR},
+        averages=True,
     ),
     "pcgrad": Entry("aggregation", "PCGrad", "conflicting parts projected away (Yu et al., NeurIPS 2020)"),
     "mgda": Entry(
         "aggregation",
         "MGDA",
         "shortest convex combination (Desideri 2012; Sener and Koltun, NeurIPS 2018)",
+        {"epsilon": 0.001, "max_iters": 100},
         averages=True,
     ),
     "cagrad": Entry(
         "aggregation",
         "CAGrad",
         "best worst task near the mean gradient (Liu et al., NeurIPS 2021)",
-        {"c": 0.4},
+        {"c": 0.4, "norm_eps": 0.0001},
         averages=True,
     ),
-    "nash_mtl": Entry("aggregation", "NashMTL", "Nash bargaining between the tasks (Navon et al., ICML 2022)"),
+    # The bound on the update's norm is off by default: it is meant for unscaled losses, and the optimiser clips.
+    "nash_mtl": Entry(
+        "aggregation",
+        "NashMTL",
+        "Nash bargaining between the tasks (Navon et al., ICML 2022)",
+        {"max_norm": 0.0, "update_weights_every": 1, "optim_niter": 20},
+    ),
     "imtl_g": Entry(
         "aggregation", "IMTLG", "equal projections onto all gradients (Liu et al., ICLR 2021)", averages=True
     ),
     "aligned_mtl": Entry(
-        "aggregation", "AlignedMTL", "orthogonal components of equal size (Senushkin et al., CVPR 2023)", averages=True
+        "aggregation",
+        "AlignedMTL",
+        "orthogonal components of equal size (Senushkin et al., CVPR 2023)",
+        {"scale_mode": "min", "pref_vector": VECTOR},
+        averages=True,
     ),
     "fairgrad": Entry("aggregation", "FairGrad", "alpha-fair shares (Ban and Ji, ICML 2024)", {"alpha": 1.0}),
-    "graddrop": Entry("aggregation", "GradDrop", "one sign drawn for each coordinate (Chen et al., NeurIPS 2020)"),
-    "gradvac": Entry(
-        "aggregation", "GradVac", "cosines raised to their running mean (Wang et al., ICLR 2021)", {"beta": 0.5}
+    "graddrop": Entry(
+        "aggregation",
+        "GradDrop",
+        "one sign drawn for each coordinate (Chen et al., NeurIPS 2020)",
+        {"leak": VECTOR},
     ),
-    "config": Entry("aggregation", "ConFIG", "positive projection onto all gradients (Liu et al., ICLR 2025)"),
+    "gradvac": Entry(
+        "aggregation",
+        "GradVac",
+        "cosines raised to their running mean (Wang et al., ICLR 2021)",
+        {"beta": 0.5, "eps": 1e-8},
+    ),
+    "config": Entry(
+        "aggregation",
+        "ConFIG",
+        "positive projection onto all gradients (Liu et al., ICLR 2025)",
+        {"pref_vector": VECTOR},
+    ),
     "dualproj": Entry(
         "aggregation",
         "DualProj",
         "mean gradient projected onto the dual cone (Lopez-Paz and Ranzato, NeurIPS 2017)",
+        {"pref_vector": VECTOR},
         averages=True,
     ),
     "excess_mtl": Entry(
         "aggregation",
         "ExcessMTL",
         "weights by excess risk (He et al., ICML 2024)",
-        {"robust_step_size": 1.0},
+        {"robust_step_size": 1.0, "n_warmup_steps": 0},
         averages=True,
     ),
 }
 
 
-def options_of(name: str) -> dict[str, float]:
+def options_of(name: str) -> dict[str, float | int | str | tuple]:
     """The options of a balancer and their defaults."""
     return TORCHJD_BALANCERS[name].defaults
+
+
+def parse_option(name: str, key: str, text: str, default: float | int | str | tuple) -> Any:
+    """The value of `--balancer-option key=text`, of the type of its default; a VECTOR is `1,2`.
+
+    Raises:
+        ValueError: `text` is no such value.
+    """
+    try:
+        if isinstance(default, tuple):
+            return torch.tensor([float(x) for x in text.split(",")])
+        return type(default)(text)
+    except ValueError as error:
+        what = {tuple: "numbers with commas between them", int: "a whole number"}.get(type(default), "a number")
+        raise ValueError(f"--balancer-option {key}={text}: {name} takes {what} here") from error
 
 
 def build_torchjd_balancer(
@@ -99,7 +154,7 @@ def build_torchjd_balancer(
     params: Iterable[Tensor] | None = None,
     interval: int = 10,
     task_weights: Sequence[float] | None = None,
-    **options: float,
+    **options: Any,
 ) -> Balancer:
     """The balancer `name` of `TORCHJD_BALANCERS`; see `utils.balancing.build_balancer`.
 
@@ -115,22 +170,31 @@ def build_torchjd_balancer(
     if unknown := set(options) - set(allowed):
         has = ", ".join(allowed) or "none"
         raise ValueError(f"--balancer {name} has no option {', '.join(sorted(unknown))}; its options: {has}")
-    settings: dict[str, Any] = {**allowed, **options}
+    settings: dict[str, Any] = {k: v for k, v in allowed.items() if not isinstance(v, tuple)} | options
+    for key, value in options.items():
+        if isinstance(allowed[key], tuple) and len(value) != num_tasks:
+            raise ValueError(f"--balancer-option {key}: {name} takes {num_tasks} numbers, one for each task")
+    if settings.get("scale_mode", "min") not in ("min", "median", "rmse"):  # torchjd finds out at the first step
+        raise ValueError(f"--balancer {name}: scale_mode is min, median or rmse, not {settings['scale_mode']}")
+    if name == "fairgrad" and not settings["alpha"] > 0:
+        raise ValueError(f"--balancer {name}: alpha must be positive, not {settings['alpha']}")
     lr = settings.get("lr", LR)
     if name in ("uw", "imtl_l"):
         settings = {"shape": num_tasks}
     elif name == "famo":
         settings["shape"] = num_tasks
     elif name == "nash_mtl":
-        # The bound on the update's norm is off: it is meant for unscaled losses, and the optimiser clips.
-        settings |= {"n_tasks": num_tasks, "max_norm": 0.0}
+        settings["n_tasks"] = num_tasks
     try:
         if name in ("upgrad", "dualproj"):
             settings["projector"] = _dual_cone_projector()
         module = cls(**settings)
     except ImportError as error:
-        extra = name.replace("_", "-")  # the error of torchjd 0.18 names one that pip does not find
-        raise ValueError(f'--balancer {name} needs a solver: pip install "torchjd[{extra}]"') from error
+        package = f'"torchjd[{name.replace("_", "-")}]"'  # the error of torchjd 0.18 names one that pip does not find
+        package = "scipy" if name in ("upgrad", "dualproj") else package
+        raise ValueError(f"--balancer {name} needs a solver: pip install {package}") from error
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"--balancer {name}: {error}") from error
     if entry.kind == "scalarization":
         return Scalarized(name, module, num_tasks, shared, interval, task_weights, lr)
     if params is None:
