@@ -7,7 +7,7 @@ import http.server
 import os
 import pickle
 import threading
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from test_checkpoint import Call, write_zip
@@ -142,6 +142,18 @@ def test_weights_by_address_are_fetched_once(release, capsys, tmp_path):
     assert load_model([Path(address), address]).nc == 3  # a path object swallows one of the slashes
     assert hubconf.custom(address, device="cpu", _verbose=False).nc == 3
     assert release.asked == ["/best.pt?key=secret"] and [p.name for p in Path().iterdir()] == ["best.pt"]
+
+
+def test_what_is_an_address():
+    for name in (
+        "https://host/x.pt",
+        "https:/host/x.pt",
+        Path("https://host/x.pt"),
+        PureWindowsPath("https://host/x.pt"),
+    ):
+        assert downloads.address_of(name) == "https://host/x.pt", name
+    for name in ("x.pt", "/http/x.pt", "ftp://host/x.pt", "C:/x.pt", "http:x.pt", Path("runs/exp")):
+        assert downloads.address_of(name) is None, name
 
 
 def test_a_file_that_is_there_is_used_in_place_of_the_address(release, capsys):

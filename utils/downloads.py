@@ -8,7 +8,7 @@ import sys
 import urllib.request
 import zipfile
 from collections.abc import Callable, Collection
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
@@ -60,7 +60,7 @@ def fetch_official(target: str | Path) -> Path:
 
 def address_of(name: str | Path) -> str | None:
     """The http(s) address that a name is, None for any other name."""
-    found = ADDRESS.fullmatch(str(name))
+    found = ADDRESS.fullmatch(name.as_posix() if isinstance(name, PurePath) else str(name))
     return f"{found[1].lower()}://{found[2]}" if found else None
 
 
