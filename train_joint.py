@@ -156,7 +156,7 @@ def train_epoch(
             images = resize_batch(images, opt.imgsz, engine.model.multiple, seed=(opt.seed, n))
         with engine.autocast():
             predictions = net(images)
-        _, parts = criterion(predictions, targets.to(device), image_targets.to(device))
+        _, parts = criterion(predictions, targets.to(device), image_targets)
         losses = tuple(4 * loss for loss in parts.tasks) if opt.quad else parts.tasks  # a quarter of the pictures
         where = f"epoch {epoch} batch {i} with pictures {', '.join(Path(p).name for p in paths[:8])}"
         engine.end(losses, len(images) * run.world.size, parts.present, last=i == batches - 1, where=where)
@@ -197,7 +197,7 @@ def epoch_record(run: Run, engine: Engine, epoch: int, trained: dict, results: d
     """One entry of training_history.json, also the source of results.csv and TensorBoard."""
     tasks = ("det", "image")
     stats = engine.balancer.stats()
-    norms = stats.get("grad_norms")
+    norms = stats["grad_norms"]
     metrics = None
     if results:
         image = results["image"] or {}
@@ -210,8 +210,10 @@ def epoch_record(run: Run, engine: Engine, epoch: int, trained: dict, results: d
         "val": results["losses"] if results else None,
         "task_weights": dict(zip(tasks, engine.balancer.weights.tolist(), strict=False)),
         "grad_norms": dict(zip(tasks, norms, strict=False)) if norms else None,
-        "grad_cosine": stats.get("cosine"),
-        "conflict_share": stats.get("conflict_share"),
+        "grad_cosine": stats["cosine"],
+        "conflict_share": stats["conflict_share"],
+        "grad_measured": stats["measured"],  # steps that these three are means of
+        "grad_skipped": stats["skipped"],
         "metrics": metrics,
         "lr": [group["lr"] for group in engine.optimizer.param_groups],
         "seconds": trained["seconds"],

@@ -12,7 +12,8 @@ The paper has inputs in R^250 and outputs in R^100; 20 and 10 show the same in s
 
 Compared: equal weights, uncertainty weighting (Kendall et al., CVPR 2018), GradNorm with the paper's alpha for this
 problem and with our default, and the weights 1 / sigma_i^2 that one would choose if one knew the scales (scaled to sum
-to T, as GradNorm's are).
+to T, as GradNorm's are). Each seed draws another problem, network and data; printed are means over the seeds, and the
+ratio to equal weights of the same seed with its least and largest value. The plot shows the first seed.
 """
 
 from __future__ import annotations
@@ -75,10 +76,10 @@ class Network(nn.Module):
         return [(head(features) - y).square().mean() for head, y in zip(self.heads, targets, strict=True)]
 
 
-def train(method: str, tasks: int, args: argparse.Namespace, every: int = 25) -> dict[str, list]:
+def train(method: str, tasks: int, seed: int, args: argparse.Namespace, every: int = 25) -> dict[str, list]:
     """One run; the curve of the task-normalised test loss and of the weights, every `every` steps."""
-    problem = Tasks(SCALES[tasks], args.inputs, args.outputs, args.seed)
-    torch.manual_seed(args.seed)
+    problem = Tasks(SCALES[tasks], args.inputs, args.outputs, seed)
+    torch.manual_seed(seed)
     network = Network(tasks, args.inputs, args.outputs)
     name, _, alpha = method.partition(" ")
     options: dict = {"interval": 0}
@@ -141,23 +142,28 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--inputs", type=int, default=20)
     parser.add_argument("--outputs", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("gradnorm_toy.png"), help="file of the plot")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the layers are too small for more
 
     results: dict[int, dict[str, dict]] = {}
-    print(f"{'tasks':>5}  {'method':22} {'test loss':>10} {'against equal':>14} {'ms a step':>10}  weights")
-    equal = 1.0
+    print(f"{'tasks':>5}  {'method':22} {'test loss':>10} {'against equal':>21} {'ms a step':>10}  weights, first seed")
+    equal: list[float] = []
     for tasks in SCALES:
         results[tasks] = {}
         for method in METHODS:
-            run = results[tasks][method] = train(method, tasks, args)
-            final = statistics.mean(run["loss"][-8:])  # the last steps, as single ones are noisy
-            equal = final if method == "equal" else equal
-            weights = " ".join(f"{w:.2g}" for w in run["weights"][-1])
-            ms = run["seconds"][0] / args.steps * 1000
-            print(f"{tasks:5}  {METHODS[method]:22} {final:10.4f} {final / equal:14.2f} {ms:10.2f}  {weights}")
+            runs = [train(method, tasks, seed, args) for seed in args.seeds]
+            results[tasks][method] = runs[0]
+            finals = [statistics.mean(run["loss"][-8:]) for run in runs]  # the last steps, as single ones are noisy
+            equal = finals if method == "equal" else equal
+            ratios = [a / b for a, b in zip(finals, equal, strict=True)]
+            against = f"{statistics.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            weights = " ".join(f"{w:.2g}" for w in runs[0]["weights"][-1])
+            ms = statistics.mean(run["seconds"][0] for run in runs) / args.steps * 1000
+            print(
+                f"{tasks:5}  {METHODS[method]:22} {statistics.mean(finals):10.4f} {against:>21} {ms:10.2f}  {weights}"
+            )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     draw(results, args.out)
     print(f"Plot: {args.out}")

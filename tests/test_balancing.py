@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import math
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from two_tasks import TwoTasks, train
 
+from benchmarks import gradnorm_toy
 from models.yolo import Model
 from utils.balancing import (
     BALANCERS,
@@ -444,3 +446,10 @@ def test_two_processes_hold_equal_weights_and_match_one(tmp_path):
         torch.testing.assert_close(first[name][0], weights, rtol=1e-4, atol=1e-5, msg=name)
         torch.testing.assert_close(first[name][1], model.trunk[2].weight.detach(), rtol=1e-4, atol=1e-5, msg=name)
         assert first[name][2] == pytest.approx(balancer.stats()["cosine"], abs=1e-3)
+
+
+def test_gradnorm_beats_equal_weights_on_the_papers_toy_problem():
+    """Section 4 of the paper, two tasks of scale 1 and 100, shortened."""
+    args = argparse.Namespace(steps=250, inputs=20, outputs=10)
+    equal, ours = (gradnorm_toy.train(method, 2, 0, args)["loss"][-1] for method in ("equal", "gradnorm 1.5"))
+    assert ours < 0.7 * equal

@@ -118,7 +118,12 @@ def test_joint_run_leaves_everything_a_user_expects(data, tiny_cfg, tmp_path):
     assert [r["epoch"] for r in records] == [0, 1]
     weights = records[-1]["task_weights"]
     assert sum(weights.values()) == pytest.approx(2) and min(weights.values()) > 0
-    assert all(v > 0 for v in records[0]["grad_norms"].values())  # measured every 10 steps
+    assert all(v > 0 for v in records[0]["grad_norms"].values())
+    steps = records[0]["grad_measured"]  # the first ten steps of the run one by one, then every tenth
+    assert steps == 3 and records[0]["grad_skipped"] == 0
+    assert -1 <= records[0]["grad_cosine"] <= 1 and records[0]["grad_cosine"] != 0
+    conflicts = records[0]["conflict_share"] * steps
+    assert 0 <= conflicts <= steps and conflicts == pytest.approx(round(conflicts))
     plain = torch.load(folder / "weights/best.pt", weights_only=True)
     assert plain["model"]["cls_names"] == {0: "plain", 1: "striped"}
     assert plain.get("train_state") is None  # stripped
@@ -131,6 +136,7 @@ def check_tensorboard(folder: Path) -> None:
     events = EventAccumulator(str(folder)).Reload()
     tags = events.Tags()
     wanted = {"train/box_loss", "val/image_loss", "metrics/mAP_0.5", "metrics/image_accuracy", "weights/det", "x/lr0"}
+    wanted |= {"interference/cosine", "interference/conflict_share"}
     assert wanted <= set(tags["scalars"]) and [e.step for e in events.Scalars("metrics/mAP_0.5")] == [0, 1]
     assert {"labels", "train_batch0", "val_batch0_pred", "results", "task_weights"} <= set(tags["images"])
     picture = np.frombuffer(events.Images("train_batch0")[0].encoded_image_string, np.uint8)

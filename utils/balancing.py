@@ -265,7 +265,7 @@ class GradNorm(Balancer):
         return [w * above if w > self.floor else self.floor for w in weights]
 
     def _smooth(self, kind: str, i: int, value: float, elapsed: int) -> None:
-        """Take `value`, measured `elapsed` optimiser steps after the one before, into the exponential mean of task i."""
+        """Take `value`, measured `elapsed` optimiser steps after the last one, into the exponential mean of task i."""
         m, keep = self._moments, math.exp(-elapsed / self.smoothing) if self.smoothing else 0.0
         m[kind][i] = keep * m[kind][i] + (1 - keep) * math.log(value)
         m[f"{kind}_weight"][i] = keep * m[f"{kind}_weight"][i] + (1 - keep)
