@@ -18,13 +18,23 @@ import torch
 from torch import Tensor
 
 from utils.whole_files import whole_file
-from utils.yolov5_pickle import Stub, UnsafeCheckpointError, plain, read_yolov5, state_dict_of
+from utils.yolov5_pickle import (
+    Stub,
+    UnsafeCheckpointError,
+    begins_as_zip,
+    modules_of,
+    plain,
+    read_yolov5,
+    refuse_expanded,
+    state_dict_of,
+)
 
 __all__ = [
     "Checkpoint", "UnsafeCheckpointError", "latest_run", "load_checkpoint", "save_checkpoint", "strip_checkpoint",
 ]  # fmt: skip
 
 FORMAT, VERSION = "yolov5-joint", 1
+EXPORTED = (".onnx", ".torchscript", ".xml", ".engine", ".mlmodel", ".mlpackage", ".pb", ".tflite")
 
 
 @dataclass
@@ -96,9 +106,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError: No such file.
         UnsafeCheckpointError: It names a class or function that no checkpoint needs.
-        ValueError: It is no checkpoint, damaged, or of a newer format.
+        ValueError: It is no checkpoint (an exported file is none), damaged, or of a newer format.
     """
     path = Path(path)
+    if (path.suffix.lower() in EXPORTED and path.exists()) or (path.is_dir() and any(path.glob("*.xml"))):
+        raise ValueError(f"{path} is an exported file, which runs but cannot be trained: give the .pt it was made from")
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} is not there")
     if not _is_ours(path):
@@ -107,7 +119,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged file may raise anything
         read_yolov5(path)  # says what is wrong, such as a name that could run code
-        raise ValueError(f"{path}: a damaged checkpoint ({type(e).__name__}: {e})") from e
+        # PyTorch's text, where it is about weights_only, advises to load without safety
+        why = "PyTorch's safe loader refuses it" if "weights" in str(e).lower() else f"{type(e).__name__}: {e}"
+        raise ValueError(f"{path}: a damaged checkpoint ({why})") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: no checkpoint")
     if content.get("version", 0) > VERSION:
@@ -188,15 +202,21 @@ def _storable(value: Any, key: str) -> Any:
 
 def _is_ours(path: Path) -> bool:
     """Whether a file says at its start that it is of our format; it is read with care in either case."""
+    if not begins_as_zip(path):
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
-            name = next((n for n in archive.namelist() if n.endswith("/data.pkl")), None)
-            return name is not None and FORMAT.encode() in archive.open(name).read(200)
-    except (zipfile.BadZipFile, OSError, NotImplementedError):
+            names = archive.namelist()
+            name = next((n for n in names if n.endswith("/data.pkl")), None)
+            # PyTorch would run a TorchScript archive, and does not mind the case of names
+            script = any(n.lower().endswith("constants.pkl") for n in names)
+            return name is not None and not script and FORMAT.encode() in archive.open(name).read(200)
+    except Exception:  # a damaged archive may raise anything; reading it as YOLOv5's says what is wrong
         return False
 
 
 def _float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    refuse_expanded(state)
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
@@ -232,7 +252,7 @@ def _from_ours(path: Path, content: dict) -> Checkpoint:
             train_state=train_state,
             date=content.get("date"),
         )
-    except (KeyError, TypeError, AttributeError) as e:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, MemoryError) as e:
         raise ValueError(f"{path}: an incomplete checkpoint ({type(e).__name__}: {e})") from e
 
 
@@ -274,7 +294,7 @@ def _from_yolov5(path: Path, content: dict) -> Checkpoint:
             hyp=hyp or {},
             date=date if isinstance(date, str) else None,
         )
-    except (KeyError, TypeError, AttributeError, IndexError) as e:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError, MemoryError) as e:
         raise ValueError(f"{path}: not the YOLOv5 checkpoint that it looks like ({type(e).__name__}: {e})") from e
 
 
@@ -290,17 +310,12 @@ def _activations(model: Stub) -> dict[str, Any]:
     """
     found: dict[str, tuple[bool, str]] = {}
 
-    def look(m: Any, path: str, depth: int) -> None:
-        children = (m.state.get("_modules") or {}) if isinstance(m, Stub) and depth < 32 else {}
-        act = children.get("act")
+    for path, m in modules_of(model):
+        act = (m.state.get("_modules") or {}).get("act")
         if isinstance(act, Stub) and not act.origin.endswith(".Identity"):
             slope = act.state.get("negative_slope")
             text = f"nn.{type(act).__name__}({'' if slope is None else float(slope)})"
             found[path] = m.origin in ("models.common.Conv", "models.common.DWConv"), text
-        for name, child in children.items():
-            look(child, f"{path}.{name}" if path else name, depth + 1)
-
-    look(model, "", 0)
     of_convs = Counter(text for is_conv, text in found.values() if is_conv).most_common(1)
     usual = of_convs[0][0] if of_convs else "nn.SiLU()"
     others = {path: text for path, (is_conv, text) in found.items() if text != (usual if is_conv else "nn.SiLU()")}

@@ -13,7 +13,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ZIP_MAGIC = b"PK\x03\x04"  # first bytes of the zip container
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the stream format
 LEGACY_PROTOCOL = 1001
+MAX_MODULES, MAX_VALUES, MAX_SHARING = 20_000, 1_000_000, 16  # far beyond any network and its options
 
 DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -66,6 +68,15 @@ KNOWN_STRANGERS = {
 
 class UnsafeCheckpointError(ValueError):
     """A checkpoint names something that could run code."""
+
+
+class _Rebuilt(Tensor):
+    """A tensor that a pickle cannot set the state of; what is computed from it is a plain tensor."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("a tensor with a state of its own")
 
 
 class Stub:
@@ -116,7 +127,7 @@ def read_yolov5(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_stream(path)
+        content = _read_zip(path) if begins_as_zip(path) else _read_stream(path)
     except UnsafeCheckpointError as e:
         raise UnsafeCheckpointError(f"{path}: {e}") from None
     except Exception as e:  # a broken pickle may raise anything
@@ -126,45 +137,96 @@ def read_yolov5(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def state_dict_of(module: Any) -> dict[str, Tensor]:
-    """State dict of a stubbed module: parameters and persistent buffers under YOLOv5's names, in PyTorch's order."""
-    out: dict[str, Tensor] = {}
+def begins_as_zip(path: Path) -> bool:
+    """Whether a file is a zip archive from its first byte on, which is what PyTorch goes by.
 
-    def collect(m: Any, prefix: str, depth: int) -> None:
+    Python's zipfile also takes an archive behind other data, and a file could be one thing here and another there.
+    """
+    with path.open("rb") as file:
+        return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+
+
+def modules_of(module: Any) -> Iterator[tuple[str, Stub]]:
+    """Path and stub of a module and of all below it, in PyTorch's order; one in several places under each path.
+
+    Raises:
+        ValueError: Something there is no module, or they are more than any network has: a few that hold each other
+            several times over have paths without end.
+    """
+    left, count = [("", module, 0)], 0
+    while left:
+        path, m, depth = left.pop()
+        count += 1
         if not isinstance(m, Stub) or depth > 32:
-            raise ValueError(f"`{prefix or 'model'}` is no module")
+            raise ValueError(f"`{path or 'model'}` is no module")
+        if count > MAX_MODULES:
+            raise ValueError(f"more than {MAX_MODULES} modules")
+        yield path, m
+        children = [(n, c) for n, c in (m.state.get("_modules") or {}).items() if c is not None]
+        left += [(f"{path}.{name}" if path else name, child, depth + 1) for name, child in reversed(children)]
+
+
+def state_dict_of(module: Any) -> dict[str, Tensor]:
+    """State dict of a stubbed module: parameters and persistent buffers under YOLOv5's names, in PyTorch's order.
+
+    Raises:
+        ValueError: It is no module, or a tensor is larger than what the file stores of it.
+    """
+    out: dict[str, Tensor] = {}
+    for path, m in modules_of(module):
         transient = m.state.get("_non_persistent_buffers_set") or ()
         for group in ("_parameters", "_buffers"):
             for name, value in (m.state.get(group) or {}).items():
                 if isinstance(value, Tensor) and name not in transient:
-                    out[f"{prefix}{name}"] = value
-        for name, child in (m.state.get("_modules") or {}).items():
-            if child is not None:
-                collect(child, f"{prefix}{name}.", depth + 1)
-
-    collect(module, "", 0)
+                    out[f"{path}.{name}" if path else name] = value
+    refuse_expanded(out)
     return out
 
 
-def plain(value: Any, _depth: int = 0) -> Any:
-    """Plain Python values of what the file holds: numpy numbers become numbers, paths and anything unknown text."""
-    if _depth > 16:
-        raise ValueError("values are nested too deeply")
-    if value is None or type(value) in (bool, int, float, str, bytes):
-        return value
-    if isinstance(value, dict):
-        return {plain(k, _depth + 1): plain(v, _depth + 1) for k, v in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return {plain(v, _depth + 1) for v in value}
-    if isinstance(value, (list, tuple)):
-        return type(value)(plain(v, _depth + 1) for v in value)
-    if isinstance(value, (np.ndarray, np.generic, Tensor)):
-        return value.tolist()
-    if isinstance(value, Stub) and value.origin == "argparse.Namespace":
-        return plain(value.state, _depth + 1)
-    if isinstance(value, Stub) and value.origin == "numpy.ndarray":
-        return _array(value).tolist()
-    return f"<{value.origin}>" if isinstance(value, Stub) else str(value)
+def refuse_expanded(tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where tensors have more elements than are stored: a copy of them could fill any memory."""
+    stored, total = {}, 0
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        stored[storage.data_ptr()] = storage.nbytes()
+        total += tensor.nbytes
+        if tensor.nbytes > storage.nbytes():
+            elements = storage.nbytes() // tensor.itemsize
+            raise ValueError(f"`{name}` has {tensor.numel()} elements, of which the file stores {elements}")
+    if total > MAX_SHARING * sum(stored.values()):
+        raise ValueError(f"its {len(tensors)} tensors have more than {MAX_SHARING} times the elements that it stores")
+
+
+def plain(value: Any) -> Any:
+    """Plain Python values of what the file holds: numpy numbers become numbers, paths and anything unknown text.
+
+    Raises:
+        ValueError: They are nested too deeply, or more than any options.
+    """
+    count = 0
+
+    def convert(value: Any, depth: int) -> Any:
+        nonlocal count
+        count += value.numel() if isinstance(value, Tensor) else 1
+        if depth > 16 or count > MAX_VALUES:
+            raise ValueError("values are nested too deeply" if depth > 16 else f"more than {MAX_VALUES} values")
+        if value is None or type(value) in (bool, int, float, str, bytes):
+            return value
+        if isinstance(value, dict):
+            return {convert(k, depth + 1): convert(v, depth + 1) for k, v in value.items()}
+        if isinstance(value, (set, frozenset)):
+            return {convert(v, depth + 1) for v in value}
+        if isinstance(value, (list, tuple)):
+            return type(value)(convert(v, depth + 1) for v in value)
+        if isinstance(value, (np.ndarray, np.generic, Tensor)):
+            return value.tolist()
+        if isinstance(value, Stub) and value.origin == "argparse.Namespace":
+            return convert(value.state, depth + 1)
+        if isinstance(value, Stub) and value.origin == "numpy.ndarray":
+            return _array(value).tolist()
+        return f"<{value.origin}>" if isinstance(value, Stub) else str(value)
+
+    return convert(value, 0)
 
 
 # What a pickle may call --------------------------------------------------------------------------------------------
@@ -179,7 +241,7 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and last >= storage.data.numel():
         raise ValueError("a tensor reaches beyond its storage")
-    return storage.data.as_strided(size, stride, offset)
+    return storage.data.as_strided(size, stride, offset).as_subclass(_Rebuilt)
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
@@ -287,9 +349,12 @@ def _read_zip(path: Path) -> Any:
             raise ValueError("a zip archive without data.pkl")
         root = roots[0]
         if f"{root}constants.pkl" in names:
-            raise ValueError("a TorchScript file, not a checkpoint")
+            name = path.stem.removesuffix(".torchscript")
+            raise ValueError(f"a TorchScript file: named {name}.torchscript it runs, for training give the .pt")
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise ValueError("compressed entries, which torch.save does not write")
+        if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+            raise ValueError("entries larger than the file")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("written on a big-endian machine")
         storages: dict[str, _Storage] = {}
@@ -316,16 +381,19 @@ def _read_stream(path: Path) -> Any:
             raise ValueError("written on a big-endian machine")
         size = path.stat().st_size
         storages: dict[str, _Storage] = {}
+        free = size
 
         def load_storage(pid: tuple) -> Any:
+            nonlocal free
             if pid[0] == "module":  # class, source file, source text: only the class counts
                 return pid[1]
             kind, dtype, key, _, numel, view = pid
             if kind != "storage" or not isinstance(dtype, torch.dtype):
                 raise ValueError(f"a reference of kind {kind!r}")
-            if not 0 <= numel * dtype.itemsize <= size:
-                raise ValueError("a storage larger than the file")
             if key not in storages:
+                free -= numel * dtype.itemsize
+                if numel < 0 or free < 0:
+                    raise ValueError("storages larger than the file")
                 storages[key] = _Storage(torch.zeros(numel, dtype=dtype))
             if view is None:
                 return storages[key]
