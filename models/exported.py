@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from utils.boxes import check_img_size, input_multiple, non_max_suppression
 from utils.config import load_yaml
 from utils.metadata import Metadata
+from utils.onnx_weights import refuse_outside_weights
 from utils.packages import need, openvino_core
+from utils.torchscript_code import read_tensor_code
 
 BOXES, PROBS = "output0", "image_probs"
 Compute = Callable[[Tensor], Sequence[Tensor]]
@@ -102,21 +105,23 @@ class ExportedModel(nn.Module):
 
 
 def read_torchscript(path: Path, device: torch.device, fuse: bool = True) -> ExportedModel:
-    """A TorchScript file. PyTorch runs it in an interpreter of its own, which knows tensors and no Python.
+    """A TorchScript file. Its code is checked before PyTorch loads it, see `utils.torchscript_code`.
 
     Raises:
+        UnsafeCheckpointError: Its code does more than computing with tensors.
         ValueError: It is none.
     """
-    extra = {"config.txt": ""}
+    extra, checked = {"config.txt": ""}, read_tensor_code(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            module = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
-        except (RuntimeError, ValueError) as e:
+            module = torch.jit.load(checked, map_location=device, _extra_files=extra).eval()
+        except Exception as e:  # a damaged file may raise anything
             raise ValueError(f"{path}: no TorchScript file that can be read ({_first_line(e)})") from e
     config = extra["config.txt"]
-    metadata = Metadata.from_json(config.decode() if isinstance(config, bytes) else config, path)
+    config = config.decode() if isinstance(config, bytes) else config
+    metadata = Metadata.from_json(config, path)
     dtype = next((p.dtype for p in module.parameters()), torch.float16 if metadata.half else torch.float32)
 
     def compute(images: Tensor) -> Sequence[Tensor]:
@@ -124,26 +129,50 @@ def read_torchscript(path: Path, device: torch.device, fuse: bool = True) -> Exp
         return [answer] if isinstance(answer, Tensor) else answer
 
     imgsz = None if metadata.dynamic else metadata.imgsz
-    return ExportedModel(path, compute, metadata, imgsz, None, None, device, dtype)
+    try:
+        model = ExportedModel(path, compute, metadata, imgsz, None, None, device, dtype)
+    except RuntimeError as e:
+        raise ValueError(f"{path}: it does not run on pictures ({_first_line(e)})") from e
+    if config and "dynamic" not in json.loads(config) and _takes_any_size(model, metadata):
+        model.imgsz = None
+    return model
+
+
+def _takes_any_size(model: ExportedModel, metadata: Metadata) -> bool:
+    """Whether a file that does not say so, such as YOLOv5's, finds the right number of boxes in pictures of two sizes.
+
+    A file of one size has the places of its cells as constants, to which the cells of another size cannot be added.
+    """
+    s, c = metadata.stride, metadata.channels
+    try:
+        small, large = (
+            model._answers(torch.zeros(1, c, *size))[0].shape[1] for size in ((2 * s, 3 * s), (4 * s, 4 * s))
+        )
+    except (RuntimeError, ValueError):
+        return False
+    return 16 * small == 6 * large
 
 
 def read_onnx(path: Path, device: torch.device, fuse: bool = True) -> ExportedModel:
-    """An ONNX file, run by ONNX Runtime. It is read as one file: weights stored outside of it are not looked for.
+    """An ONNX file, run by ONNX Runtime. It is read as one file.
 
     Raises:
         ModuleNotFoundError: onnxruntime is not installed.
-        ValueError: It cannot be read.
+        ValueError: It cannot be read, or keeps weights in other files.
     """
     runtime = need("onnxruntime", f"running {path.name}")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # no other, which would not be checked
     providers = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     elif device.type != "cpu":
         print(f"{path}: this ONNX Runtime has no support for {device}; it computes on the processor")
+    content = path.read_bytes()
+    refuse_outside_weights(content, path)
     try:
-        session = runtime.InferenceSession(path.read_bytes(), options, providers)
+        session = runtime.InferenceSession(content, options, providers)
     except OSError:
         raise
     except Exception as e:  # its exceptions share no base class
@@ -167,12 +196,13 @@ def read_onnx_opencv(path: Path, device: torch.device, fuse: bool = True) -> Exp
 
     Raises:
         ModuleNotFoundError: onnx, which reads what the file says of itself, is not installed.
-        ValueError: OpenCV cannot read it.
+        ValueError: OpenCV cannot read it, or it keeps weights in other files.
     """
     import cv2
 
     onnx = need("onnx", f"reading the names in {path.name} for --dnn")
     content = path.read_bytes()
+    refuse_outside_weights(content, path)
     try:
         model = onnx.load_from_string(content)
         graph = model.graph
@@ -208,7 +238,7 @@ def read_openvino(path: Path, device: torch.device, fuse: bool = True) -> Export
     Raises:
         ModuleNotFoundError: openvino is not installed.
         FileNotFoundError: No .xml, or no weights beside it.
-        ValueError: It cannot be read.
+        ValueError: It cannot be read, or is in another of the formats that OpenVINO knows.
     """
     need("openvino", f"running {path.name}")
     xmls = sorted(path.glob("*.xml")) if path.is_dir() else [path]
@@ -222,6 +252,9 @@ def read_openvino(path: Path, device: torch.device, fuse: bool = True) -> Export
     # by itself OpenVINO would compute in bfloat16 on processors that have it
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     try:
+        # whatever its name, OpenVINO would read a file as what it looks like, such as ONNX with weights elsewhere
+        if not xml.read_bytes().lstrip().startswith(b"<"):
+            raise RuntimeError("it is no XML")
         network = openvino_core().compile_model(openvino_core().read_model(xml), "CPU", hints)
     except RuntimeError as e:
         raise ValueError(f"{path}: OpenVINO cannot read it ({_first_line(e)})") from e

@@ -24,6 +24,7 @@ from models.experimental import DetectMultiBackend
 from models.load import load_model, predict
 from utils.boxes import non_max_suppression, xyxy2xywhn
 from utils.config import save_yaml
+from utils.onnx_weights import refuse_outside_weights
 from utils.packages import need
 
 for package in ("onnx", "onnxruntime"):
@@ -306,7 +307,9 @@ def test_broken_files_end_in_a_sentence(tmp_path, name):
     file.write_bytes(b"<no>" + bytes(100))
     file.with_suffix(".bin").write_bytes(b"")
     given = file.parent if "/" in name else file
-    with pytest.raises(SystemExit, match=rf"detect.py: .*{given.name}: .*(cannot read it|no TorchScript file)"):
+    with pytest.raises(
+        SystemExit, match=rf"detect.py: .*{given.name}: .*(cannot read it|no TorchScript file|no ONNX file)"
+    ):
         detect.main(detect.parse_opt(["--weights", str(given), "--source", str(tmp_path), "--device", "cpu"]))
     if name == "a.onnx":
         with pytest.raises(ValueError, match="a.onnx: no ONNX file"):
@@ -327,14 +330,89 @@ def test_incomplete_folders(files, tmp_path):
         load_model(folder)
 
 
-def test_weights_outside_an_onnx_file_are_not_looked_for(files, tmp_path):
+@pytest.mark.parametrize("dnn", [False, True])
+def test_onnx_files_with_weights_outside_are_refused(files, tmp_path, monkeypatch, dnn):
+    """ONNX Runtime would find them in the working folder."""
+    import onnx
+    import onnxruntime
+
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load(files["onnx", "fixed"])
+    onnx.save(model, "w.onnx", save_as_external_data=True, location="data.bin", size_threshold=0)
+    assert Path("data.bin").stat().st_size > 100000
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    onnxruntime.InferenceSession(Path("w.onnx").read_bytes(), options, ["CPUExecutionProvider"])  # it does
+    if not dnn:
+        monkeypatch.setitem(sys.modules, "onnx", None)  # not needed to run a file
+    with pytest.raises(ValueError, match=r"w\.onnx: refused, because it keeps weights \(`.+`\) in another file"):
+        load_model("w.onnx", dnn=dnn)
+    if not dnn:
+        assert load_model(files["onnx", "fixed"]).names == NAMES
+
+
+def _in_attribute(onnx, tensor):
+    return {"nodes": [onnx.helper.make_node("Constant", [], ["y"], value=tensor)]}
+
+
+def _in_subgraph(onnx, tensor):
+    value = onnx.helper.make_tensor_value_info("y", 1, [1])
+    graph = onnx.helper.make_graph([], "branch", [], [value], [tensor])
+    return {"nodes": [onnx.helper.make_node("If", ["c"], ["y"], then_branch=graph, else_branch=graph)]}
+
+
+def _in_sparse(onnx, tensor):
+    sparse = onnx.SparseTensorProto()
+    sparse.indices.CopyFrom(tensor)
+    return {"nodes": [], "sparse_initializer": [sparse]}
+
+
+def _in_initializer(onnx, tensor):
+    return {"nodes": [], "initializer": [tensor]}
+
+
+@pytest.mark.parametrize("place", [_in_attribute, _in_subgraph, _in_sparse, _in_initializer, "function"])
+@pytest.mark.parametrize("field", ["external_data", "data_location"])
+def test_weights_outside_are_found_wherever_they_are(place, field):
     import onnx
 
-    model = onnx.load(files["onnx", "fixed"])
-    onnx.save(model, tmp_path / "w.onnx", save_as_external_data=True, location="data.bin", size_threshold=0)
-    assert (tmp_path / "data.bin").stat().st_size > 100000
-    with pytest.raises(ValueError, match="w.onnx: ONNX Runtime cannot read it"):
-        load_model(tmp_path / "w.onnx")
+    tensor = onnx.helper.make_tensor("far", onnx.TensorProto.FLOAT, [1], [1.0])
+    in_function = place == "function"
+    place = _in_attribute if in_function else place
+
+    def content() -> bytes:
+        graph = onnx.helper.make_graph(name="g", inputs=[], outputs=[], **{"nodes": []} | place(onnx, tensor))
+        model = onnx.helper.make_model(graph)
+        if in_function:
+            function = model.functions.add(name="f", domain="d")
+            function.node.extend(graph.node)
+            del model.graph.node[:]
+        return model.SerializeToString()
+
+    refuse_outside_weights(content(), Path("w.onnx"))
+    if field == "external_data":
+        tensor.external_data.add(key="location", value="/etc/passwd")
+    else:
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+    with pytest.raises(ValueError, match=r"^w\.onnx: refused, because it keeps weights \(`far`\) in another file"):
+        refuse_outside_weights(content(), Path("w.onnx"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x3b", b"\x3a\x05a", b"\x38" + b"\xff" * 10, b"\xba\x80\x80\x80\x10\x00", b"\x3a"]
+)
+def test_bytes_that_are_no_onnx(content):
+    """A group, a field and a number that are cut short, a number and a field number that are too large."""
+    with pytest.raises(ValueError, match=r"^w\.onnx: no ONNX file that can be read \(.+\)"):
+        refuse_outside_weights(content, Path("w.onnx"))
+
+
+def test_an_xml_file_is_one(files, tmp_path):
+    """OpenVINO would read an ONNX file of that name, with the weights that it says are elsewhere."""
+    shutil.copy(files["onnx", "fixed"], tmp_path / "w.xml")
+    (tmp_path / "w.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"w\.xml: OpenVINO cannot read it \(it is no XML\)"):
+        load_model(tmp_path / "w.xml")
 
 
 def test_names_and_boxes_must_fit(files, tmp_path):

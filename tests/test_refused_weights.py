@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import torch
 from test_checkpoint import Call, as_global, as_stack_global, write_stream, write_zip
+from test_torchscript_code import MINE, when_it_runs
 from tiny_data import draw_set
 from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
 
@@ -166,6 +167,30 @@ def test_every_way_in_refuses_and_names_the_global(tmp_path, monkeypatch, entry)
     with pytest.raises((ValueError, SystemExit), match=r"\.pt: refused, because it names `(posix|nt)\.system`"):
         ENTRIES[entry](file, tmp_path)
     assert not target.exists()
+    assert (file if file.exists() else Path("yolov5s.pt")).read_bytes() == before
+    assert not (tmp_path / "runs").exists()
+
+
+READ_CHECKPOINTS = ("train", "export", "strip_checkpoint")  # the beginnings of their names
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_way_in_refuses_torchscript_that_saves(tmp_path, monkeypatch, entry):
+    """What runs exported files names the operator; what reads checkpoints takes none of them."""
+    monkeypatch.chdir(tmp_path)
+    draw_set(tmp_path / "set", pictures=1)
+    victim = tmp_path / "victim.txt"
+    victim.write_bytes(MINE)
+    file = when_it_runs(tmp_path / "bad.torchscript", victim)
+    before = file.read_bytes()
+    match = rf"{file.name}: refused, because its code .* contains `torch\.save`"
+    if entry.startswith("hubconf.yolov5s"):
+        match = r"yolov5s\.pt: no checkpoint that can be read.*a TorchScript file"  # under the name of a checkpoint
+    elif entry.startswith(READ_CHECKPOINTS):
+        match = rf"{file.name}.* (is an exported file, which runs but cannot be trained|only PyTorch weights)"
+    with pytest.raises((ValueError, SystemExit), match=match):
+        ENTRIES[entry](file, tmp_path)
+    assert victim.read_bytes() == MINE
     assert (file if file.exists() else Path("yolov5s.pt")).read_bytes() == before
     assert not (tmp_path / "runs").exists()
 
