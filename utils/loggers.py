@@ -100,9 +100,10 @@ class RunLogger:
     * TensorBoard events of the same numbers, where the package is installed (one line says so where it is not).
 
     A record has the keys "epoch", "train", "val", "task_weights", "grad_norms", "grad_cosine", "conflict_share",
-    "grad_measured" and "grad_skipped" (numbers of steps), "metrics", "lr", "seconds", "images_per_s" and "peak_memory_gb"; any but "epoch" may be missing or None. Numbers may
-    be tensors; what is not finite becomes null. Both files are written anew and atomically at every epoch; those of an
-    earlier run in the same folder are replaced, unless `resume` was called first.
+    "grad_measured" and "grad_skipped" (numbers of steps), "metrics", "lr", "seconds", "images_per_s" and
+    "peak_memory_gb"; any but "epoch" may be missing or None. Numbers may be tensors; what is not finite becomes null.
+    Both files are written anew and atomically at every epoch; those of an earlier run in the same folder are replaced,
+    unless `resume` was called first.
 
     Args:
         save_dir: folder of the run, made if needed.
