@@ -222,8 +222,8 @@ def test_the_command_line_builds_what_it_says():
     assert (balancer.alpha, balancer.lr, balancer.interval, balancer.freeze_after) == (0.5, 0.1, 3, 2)
     assert balancer.weights.tolist() == pytest.approx([2 / 1.01, 0.02 / 1.01])
     layers = [model.trunk[0].weight, model.trunk[2].weight]
-    assert len(build_balancer_from_args(parse(), 2, layers).shared) == 2
-    only = build_balancer_from_args(parse("--gradnorm-layers", "last"), 2, layers).shared
+    assert len(build_balancer_from_args(parse("--gradnorm-layers", "all"), 2, layers).shared) == 2
+    only = build_balancer_from_args(parse(), 2, layers).shared
     assert len(only) == 1 and only[0] is layers[1]
     balancer = build_balancer_from_args(parse("--balancer", "fixed", "--task-weights", "1", "0.1"), 2, model.shared)
     assert isinstance(balancer, Fixed) and balancer.weights.tolist() == pytest.approx([1, 0.1])

@@ -351,9 +351,9 @@ def add_balancer_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--gradnorm-layers",
         choices=("all", "last"),
-        default="all",
-        help="measure task gradients at the last shared layer of every neck level that the image branch reads, or of "
-        "the last level alone, which costs next to nothing",
+        default="last",
+        help="measure task gradients at the last layer that the tasks share, which costs next to nothing, or at that "
+        "of every neck level that the image branch reads",
     )
     group.add_argument(
         "--balancer-option",
