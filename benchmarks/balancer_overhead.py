@@ -6,9 +6,9 @@ One model trains on one random batch; the balancers take turns, one optimiser st
 meets all of them alike. A step is forward pass, loss, backward pass and optimiser step, in the precision and memory
 layout that training uses. `plain sum` adds the losses up and does nothing else. GradNorm and `fixed` measure the task
 gradients, for the weights or for the record, at every step; the last column is what that comes to at the default
-interval. `gradnorm, last layer` measures at the last shared layer alone (`--gradnorm-layers last`). The others are
-shown without measuring for the record: their cost is their own, at every step. Reported are medians; the overhead is
-the median of the differences to the plain sum within a round.
+interval. `gradnorm, last layer` measures at the last shared layer, the default, the two at every level. The others
+are shown without measuring for the record: their cost is their own, at every step. Reported are medians; the overhead
+is the median of the differences to the plain sum within a round.
 
 On a machine that does other work, `--processor-time` counts the seconds that this process computed, on one thread, in
 place of those that went by.

@@ -24,15 +24,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Row -> options of train_joint.py.
 ROWS = {
-    "fixed 1:1": "--balancer fixed",
-    "fixed 1:0.1": "--balancer fixed --task-weights 1 0.1",
-    "fixed 1:0.03": "--balancer fixed --task-weights 1 0.03",
-    "fixed 1:0.01": "--balancer fixed --task-weights 1 0.01",
-    "GradNorm 0.5": "--balancer gradnorm --gradnorm-alpha 0.5",
-    "GradNorm 1.5": "--balancer gradnorm --gradnorm-alpha 1.5",
-    "GradNorm 1.5, last layer": "--balancer gradnorm --gradnorm-alpha 1.5 --gradnorm-layers last",
-    "UW": "--balancer uw",
-    "UPGrad": "--balancer upgrad",
+    "fixed 1:1": "--gradnorm-layers all --balancer fixed",
+    "fixed 1:0.1": "--gradnorm-layers all --balancer fixed --task-weights 1 0.1",
+    "fixed 1:0.03": "--gradnorm-layers all --balancer fixed --task-weights 1 0.03",
+    "fixed 1:0.01": "--gradnorm-layers all --balancer fixed --task-weights 1 0.01",
+    "GradNorm 0.5": "--gradnorm-layers all --balancer gradnorm --gradnorm-alpha 0.5",
+    "GradNorm 1.5": "--gradnorm-layers all --balancer gradnorm --gradnorm-alpha 1.5",
+    "GradNorm 1.5, last layer": "--gradnorm-layers last --balancer gradnorm --gradnorm-alpha 1.5",
+    "UW": "--gradnorm-layers all --balancer uw",
+    "UPGrad": "--gradnorm-layers all --balancer upgrad",
 }
 
 
