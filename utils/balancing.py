@@ -27,12 +27,8 @@ OWN_BALANCERS = {
     "gradnorm": "weights that equalise the tasks' gradients and training rates (Chen et al., ICML 2018)",
     "fixed": "sum with the weights of --task-weights (a tuned one is strong: Kurin et al., NeurIPS 2022)",
 }
-# Flags of `add_balancer_arguments` that only GradNorm heeds -> its argument and the default there.
-GRADNORM_FLAGS = {
-    "gradnorm_alpha": ("alpha", 1.5),
-    "gradnorm_lr": ("lr", 0.2),
-    "gradnorm_freeze": ("freeze_after", None),
-}
+# Flags of `add_balancer_arguments` that only GradNorm heeds -> its argument.
+GRADNORM_FLAGS = {"gradnorm_alpha": "alpha", "gradnorm_lr": "lr", "gradnorm_freeze": "freeze_after"}
 # Its further arguments, for --balancer-option.
 GRADNORM_OPTIONS = {"init_steps": 10, "smoothing": 30.0, "floor": 1e-6}
 # Name -> one line and the paper.
@@ -393,14 +389,16 @@ def build_balancer_from_args(
         if not equals:
             raise ValueError(f"--balancer-option takes KEY=VALUE, not '{text}'")
         if key not in allowed:
-            flag = next((f for f, (k, _) in GRADNORM_FLAGS.items() if k == key and name == "gradnorm"), "")
+            flag = next((f for f, k in GRADNORM_FLAGS.items() if k == key and name == "gradnorm"), "")
             hint = f"use --{flag.replace('_', '-')}" if flag else f"its options: {', '.join(allowed) or 'none'}"
             raise ValueError(f"--balancer {name} has no option {key} of --balancer-option; {hint}")
         options[key] = parse_option(name, key, value, allowed[key])
-    for flag, (key, default) in GRADNORM_FLAGS.items():
+    for flag, key in GRADNORM_FLAGS.items():
         value = getattr(args, flag)
+        if value is None:
+            continue
         if name == "gradnorm":
-            options[key] = default if value is None else value
-        elif value is not None and num_tasks > 1:
+            options[key] = value
+        elif num_tasks > 1:
             LOGGER.warning("--%s has no effect on --balancer %s", flag.replace("_", "-"), name)
     return build_balancer(name, num_tasks, shared, params, **options)
