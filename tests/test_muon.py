@@ -51,12 +51,13 @@ def test_plain_groups_are_nesterov_sgd():
     assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
 
 
-def test_only_weights_before_a_norm_are_orthogonalised():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+def test_weights_before_a_norm_and_linear_ones_are_orthogonalised():
+    layers = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(2, 3)
+    model = nn.Sequential(*layers)
     optimizer = build_optimizer(model, "Muon", weight_decay=0.1)
     groups = optimizer.param_groups
     assert [g["orthogonal"] for g in groups] == [False, True, False, False]
-    assert groups[1]["params"] == [model[0].weight] and groups[3]["params"] == [model[2].weight]
+    assert groups[1]["params"] == [model[0].weight, model[4].weight] and groups[3]["params"] == [model[2].weight]
     assert [g["weight_decay"] for g in groups] == [0.0, 0.1, 0.0, 0.1]
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
 

@@ -62,7 +62,8 @@ def build_optimizer(
 
     Args:
         name: `SGD` (Nesterov), `Adam` (decay is part of the gradient), `AdamW` (decay is decoupled from it), or `Muon`:
-            orthogonal steps for weights that a norm follows, in a fourth group, and SGD for the others.
+            orthogonal steps for the weights of linear layers and of convolutions that a norm follows, and SGD for the
+            others, of which the weights of Detect's convolutions are a fourth group.
         momentum: SGD's momentum, or β₁ of Adam and AdamW (β₂ is 0.999).
         transferred: Names of parameters that hold weights of another model: Muon moves them by `FINE_TUNING` of a step.
 
@@ -76,10 +77,15 @@ def build_optimizer(
         optimizer = getattr(torch.optim, name)(biases, lr=lr, betas=(momentum, 0.999), weight_decay=0.0)
     elif name == "Muon":
         optimizer = Muon(biases, lr=lr, momentum=momentum)
-        # a layer without a bias is one that a norm follows; the others give the network's answers
-        hidden = {id(m.weight) for m in model.modules() if getattr(m, "bias", 0) is None and m.weight.ndim > 1}
-        answers = [p for p in weights if id(p) not in hidden]
-        weights = [p for p in weights if id(p) in hidden]
+        # A layer without a bias is one that a norm follows; the others give the network's answers. Linear layers are in
+        # the image branch: its small task weight scales their gradients, and plain SGD would learn just as slowly.
+        orthogonal = {
+            id(m.weight)
+            for m in model.modules()
+            if isinstance(m, nn.Linear) or (getattr(m, "bias", 0) is None and m.weight.ndim > 1)
+        }
+        answers = [p for p in weights if id(p) not in orthogonal]
+        weights = [p for p in weights if id(p) in orthogonal]
     else:
         raise ValueError(f"--optimizer {name}: choose one of {', '.join(OPTIMIZERS)}")
     optimizer.add_param_group({"params": weights, "weight_decay": weight_decay})
