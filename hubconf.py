@@ -18,7 +18,7 @@ from models.autoshape import AutoShape
 from models.load import find_weights, load_model, name_classes
 from models.yolo import Model
 from utils.checkpoint import load_checkpoint
-from utils.devices import select_device, use_all_cores
+from utils.devices import select_device
 
 dependencies = ["torch"]
 
@@ -32,14 +32,15 @@ def custom(
     """A model from a weight file, YOLOv5's or ours.
 
     Args:
-        path: The weight file, or its http(s) address.
+        path: The weight file, or its http(s) address. A name without a suffix is that of a .pt file.
         autoshape: Take pictures of any kind (see `models.autoshape.AutoShape`); off gives the bare network.
         device: `"cpu"`, `"0"`, `0`, `"cuda:0"`, a torch.device, …; None: the best there is.
 
     Raises:
         FileNotFoundError: No such file; says where to get it.
     """
-    use_all_cores()
+    if not Path(path).suffix and not Path(path).exists():
+        path = f"{path}.pt"
     target = _device(device)
     model = load_model(path, target, fuse=autoshape)
     name_classes(model)

@@ -65,7 +65,7 @@ from utils.plots import plot_images
 from utils.process import SafeStop, launch_per_gpu
 from utils.samplers import image_weights
 from utils.scan import DatasetIndex, report_problems, scan_dataset, shared_pictures
-from utils.train_options import follow_old_flags, training_parser
+from utils.train_options import follow_old_flags, todays_names, training_parser
 
 LOSSES = ("box", "obj", "cls", "image")
 PROGRESS = ("Epoch", "Mem", "box_loss", "obj_loss", "cls_loss", "image_loss", "w_det", "w_image", "Size", "img/s")
@@ -243,6 +243,10 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
     if opt.single_cls:
         data.nc, data.names = 1, {0: "item"} if len(data.names) != 1 else data.names
 
+    if opt.rect and opt.image_weights:
+        run.say("--rect: off, since --image-weights draws pictures of all shapes")
+        opt.rect = False
+
     # Network
     report = run.save_dir / "transfer.txt" if world.is_main else None
     model, transferred = build_model(opt, data, hyp, resumed, run.say, report)
@@ -333,7 +337,7 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
         run.say("No trained layer is shared by the tasks: no gradient can interfere, and nothing is measured")
     close_mosaic = min(opt.close_mosaic, opt.epochs // 2)
 
-    epoch, results, began = first_epoch, None, time.perf_counter()
+    epoch, results, saved, began = first_epoch, None, resumed is not None, time.perf_counter()
     try:
         with SafeStop() as stop:
             for epoch in range(first_epoch, opt.epochs):
@@ -350,6 +354,7 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
                 engine.balancer.end_epoch()
                 if world.is_main and (not opt.nosave or final or early):
                     save_checkpoint(last, checkpoint_record(run, engine, epoch, stopper, maps))
+                    saved = True
                     if stopper.best_epoch == epoch and results:
                         copy_checkpoint(last, best)
                     if opt.save_period > 0 and epoch % opt.save_period == 0:
@@ -360,7 +365,10 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
                     run.say(f"Stopped: no better fitness in the last {opt.patience} epochs (--patience)")
                     break
     except (KeyboardInterrupt, NonFiniteLoss) as problem:
-        emergency_save(run, engine, epoch, stopper, maps, last, problem)
+        reason = "Interrupted" if isinstance(problem, KeyboardInterrupt) else "Stopped"
+        run.say(f"\n{reason} in epoch {epoch}")
+        if world.is_main and (saved or emergency_save(run, engine, epoch, stopper, maps, last)):
+            run.say(f"Continue from its start with: python train_joint.py --resume {last}")
         raise
     if world.distributed:
         torch.distributed.destroy_process_group()
@@ -387,17 +395,14 @@ def fitness_inputs(results: dict) -> dict:
     return {"map50": detection["map50"], "map50_95": detection["map50_95"], "image_accuracy": image.get("accuracy")}
 
 
-def emergency_save(run: Run, engine: Engine, epoch: int, stopper, maps, last: Path, problem: BaseException) -> None:
-    """Leave a `last.pt` to resume from: that of the last whole epoch, or one made now where there is none yet."""
-    if not run.world.is_main:
-        return
-    if not last.exists():
-        if not engine.finite():
-            run.say("The network is no longer finite and no epoch was completed, so nothing is saved")
-            return
-        save_checkpoint(last, checkpoint_record(run, engine, epoch - 1, stopper, maps))
-    reason = "Interrupted" if isinstance(problem, KeyboardInterrupt) else "Stopped"
-    run.say(f"\n{reason} in epoch {epoch}. Continue from its start with: python train_joint.py --resume {last}")
+def emergency_save(run: Run, engine: Engine, epoch: int, stopper: EarlyStopping, maps: list | None, last: Path) -> bool:
+    """Make a `last.pt` in a run that has written none; returns whether there is something to save."""
+    if not engine.finite():
+        run.say("The network is no longer finite and no epoch was saved, so nothing is saved now")
+        return False
+    save_checkpoint(last, checkpoint_record(run, engine, epoch - 1, stopper, maps))
+    run.say("No epoch was saved before: last.pt holds the weights of now, which have seen part of this epoch")
+    return True
 
 
 def finish(run: Run, logger: RunLogger, last: Path, best: Path) -> dict:
@@ -429,12 +434,12 @@ def finish(run: Run, logger: RunLogger, last: Path, best: Path) -> dict:
 
 
 def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
-    return training_parser(__doc__).parse_args(args)
+    return training_parser(__doc__).parse_args(todays_names(sys.argv[1:] if args is None else args))
 
 
 def load_resumed(opt: argparse.Namespace):
     """Checkpoint and options of the run to continue: the run's own options, but for the device."""
-    file = Path(opt.resume) if isinstance(opt.resume, str) else latest_run(ROOT / "runs")
+    file = Path(opt.resume) if isinstance(opt.resume, str) else latest_run(".", ROOT / "runs")
     checkpoint = load_checkpoint(file)
     if checkpoint.train_state is None:
         raise ValueError(
@@ -473,16 +478,30 @@ def evolve_run(opt: argparse.Namespace, hyp: dict) -> dict:
     return evolve(train_candidate, Path(opt.save_dir), opt.evolve, hyp, population, history, opt.seed)
 
 
-def main(opt: argparse.Namespace) -> dict:
+def main(opt: argparse.Namespace, relaunch: bool = False) -> dict:
+    """Train as the options say.
+
+    Args:
+        relaunch: Several devices may start this command line anew, in a process for each.
+
+    Raises:
+        ValueError: Several devices, and this is neither a command line nor one of its processes.
+    """
     checkpoint = None
     follow_old_flags(opt)
     if opt.resume:
         checkpoint, opt = load_resumed(opt)
     ids = device_ids(opt.device)
     if len(ids) > 1 and "LOCAL_RANK" not in os.environ:
+        if not relaunch:
+            raise ValueError(f"--device {opt.device}: each GPU needs a process, so start train_joint.py from a console")
         launch_per_gpu(len(ids))
     if checkpoint:
         return train(opt, checkpoint.hyp, checkpoint)
+    if opt.evolve and Path(opt.project) == ROOT / "runs/train":
+        opt.project = ROOT / "runs/evolve"
+    if opt.name == "cfg":  # YOLOv5's word for it
+        opt.name = Path(opt.cfg).stem or "exp"
     opt.save_dir = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
     hyp = load_hyp(find_file(opt.hyp, (ROOT / "data/hyps",)))
     return evolve_run(opt, hyp) if opt.evolve else train(opt, hyp)
@@ -509,7 +528,7 @@ def run(**options) -> dict:
 def command_line() -> None:
     """Run the command line; a problem that the user can solve ends in one sentence instead of a traceback."""
     try:
-        main(parse_opt())
+        main(parse_opt(), relaunch=True)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, FileNotFoundError, NonFiniteLoss) as error:

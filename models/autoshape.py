@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from models.experimental import DetectMultiBackend
 from models.exported import fixed_size, suppress
 from models.load import device_of, input_dtype, largest_stride, name_classes, predict
 from utils.augmentations import letterbox
@@ -30,7 +31,8 @@ class AutoShape(nn.Module):
     """Wraps a network so that it takes pictures of any kind and size, alone or in lists.
 
     Args:
-        model: From `load_model`, or any network in evaluation mode.
+        model: From `load_model`, any network in evaluation mode, or a `DetectMultiBackend`, whose network is taken.
+        verbose: Without effect, for YOLOv5's scripts.
 
     Attributes:
         conf: Confidence threshold.
@@ -43,8 +45,9 @@ class AutoShape(nn.Module):
         names, cls_names, nc, cls_nc, stride, yaml, hyp: Those of the network.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, verbose: bool = True):
         super().__init__()
+        model = model.model if isinstance(model, DetectMultiBackend) else model
         self.model = model.eval()
         name_classes(model)
         self.names, self.cls_names, self.nc, self.cls_nc = model.names, model.cls_names, model.nc, model.cls_nc

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +49,7 @@ class DetectMultiBackend(nn.Module):
     Attributes:
         model: From `load_model`.
         names, stride: Class names by number; pixels that sides of pictures are a multiple of.
-        pt, jit, onnx, engine: Whether the (first) file is of that format.
+        pt, jit, onnx, engine, triton: Whether the (first) file is of that format.
 
     Raises:
         FileNotFoundError: No such file.
@@ -72,7 +73,7 @@ class DetectMultiBackend(nn.Module):
         self.names, self.stride = self.model.names, largest_stride(self.model)
         name = str(weights if isinstance(weights, (str, Path)) else weights[0]).partition("?")[0]
         self.pt, self.jit, self.onnx = (name.endswith(s) for s in (".pt", ".torchscript", ".onnx"))
-        self.engine = False
+        self.engine = self.triton = False  # formats that are not read here
 
     def forward(self, im: Tensor, augment: bool = False, visualize: bool = False) -> list[Tensor | None]:
         """Pictures [B,3,H,W], RGB in 0..1 → decoded boxes [B,n,5+nc], image-level probabilities [B,cls_nc] or None.
@@ -80,6 +81,10 @@ class DetectMultiBackend(nn.Module):
         `visualize` is without effect: see `detect.py --visualize`.
         """
         return list(predict(self.model, im.to(self.device), augment))
+
+    def from_numpy(self, x: np.ndarray | Tensor) -> Tensor:
+        """An array as a tensor on the network's device."""
+        return torch.as_tensor(x, device=self.device)
 
     def warmup(self, imgsz: Sequence[int] = (1, 3, 640, 640)) -> None:
         """A first pass on a GPU, where it takes longer than the others."""

@@ -219,6 +219,9 @@ def test_torch_hub(weights, rgb, monkeypatch, tmp_path):
     assert model(rgb).pandas().xyxy[0]["name"].isin(NAMES.values()).all()
     bare = torch.hub.load(str(ROOT), "custom", path=str(weights), source="local", autoshape=False, _verbose=False)
     assert type(bare).__name__ == "Model"
+    threads = torch.get_num_threads()
+    unsuffixed = torch.hub.load(str(ROOT), "custom", str(weights.with_suffix("")), source="local", _verbose=False)
+    assert unsuffixed.names == model.names and torch.get_num_threads() == threads
     fresh = torch.hub.load(str(ROOT), "yolov5n", source="local", pretrained=False, classes=7, device="cpu")
     assert fresh.nc == 7
     monkeypatch.setattr("utils.downloads.RELEASE", "http://127.0.0.1:9")  # offline

@@ -514,4 +514,6 @@ def test_latest_run(tmp_path):
         file.parent.mkdir(parents=True)
         file.touch()
         os.utime(file, (1000 - age, 1000 - age))
+    (tmp_path / "exp/weights/last_state_dict.pt").touch()  # an export's, the newest of all
     assert latest_run(tmp_path).parent.parent.name == "exp2"
+    assert latest_run(tmp_path / "exp", tmp_path / "exp3").parent.parent.name == "exp"

@@ -144,6 +144,8 @@ def test_flags_of_earlier_releases(capsys, tmp_path):
     said = capsys.readouterr().out
     assert opt.optimizer == "Adam" and "--adam: taken as --optimizer Adam" in said
     assert "--linear-lr: without effect" in said and "--artifact_alias: without effect" in said
+    opt = train_joint.parse_opt(["--notest", "--cache-images", "--save_period=5"])
+    assert (opt.noval, opt.cache, opt.save_period) == (True, "ram", 5)
     for flags in (["--adam", "--optimizer", "SGD"], ["--linear-lr", "--cos-lr"]):
         with pytest.raises(ValueError, match="contradicts"):
             train_joint.main(train_joint.parse_opt([*missing, *flags]))
@@ -367,6 +369,13 @@ def test_loaders_by_yolov5s_names(tmp_path):
         models.common.Nothing  # noqa: B018
     exported = made("torchscript")
     content = DataConfig(None, tmp_path, [], [], [], 3, {0: "a", 1: "b", 2: "c"})
+    wrapped, bare = models.common.AutoShape(joint, verbose=False), models.common.AutoShape(joint.model)
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    (a, b), (probs, same) = zip(
+        *((r.xyxy[0], r.image_probs) for r in (m(picture) for m in (wrapped, bare))), strict=True
+    )
+    assert torch.equal(a, b) and torch.equal(probs, same) and wrapped.cls_names == joint.model.cls_names
+    assert not joint.triton and torch.equal(joint.from_numpy(picture), torch.from_numpy(picture))
     model = models.common.DetectMultiBackend([exported], data=content)
     assert model.jit and not model.pt and model.names == NAMES  # its own come first
 

@@ -60,6 +60,8 @@ def test_weights_before_a_norm_and_linear_ones_are_orthogonalised():
     assert groups[1]["params"] == [model[0].weight, model[4].weight] and groups[3]["params"] == [model[2].weight]
     assert [g["weight_decay"] for g in groups] == [0.0, 0.1, 0.0, 0.1]
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    bare = nn.Sequential(*layers, nn.InstanceNorm2d(4))  # a norm without weights
+    assert len(build_optimizer(bare, "Muon").param_groups[1]["params"]) == 2
 
 
 def test_choice_of_optimizer():

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from utils import scan
-from utils.image_files import image_to_label_path, list_images, verify_image
+from utils.image_files import image_to_label_path, list_images, pair_with_labels, verify_image
 from utils.labels import Problem
 from utils.scan import check_strict, problem_table, scan_dataset, shared_pictures
 
@@ -270,6 +270,13 @@ def test_list_images(tmp_path, monkeypatch):
     assert list_images(str(listing)) == sorted([*found, str(tmp_path / "images" / "none.jpg")])
     with pytest.raises(FileNotFoundError, match="nothing"):
         list_images([str(tmp_path / "nothing")])
+
+
+def test_a_picture_named_twice_counts_once(tmp_path, caplog):
+    file = str(picture(tmp_path / "images" / "a.jpg"))
+    sources = [tmp_path / "images", f"{tmp_path}/images/../images", file]
+    assert pair_with_labels(sources)[0] == [file]
+    assert "2 pictures are named more than once; each counts once" in caplog.text
 
 
 # --- cache -----------------------------------------------------------------------------------------------------------

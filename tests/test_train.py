@@ -18,6 +18,7 @@ import torch
 import train_joint
 from utils.checkpoint import load_checkpoint
 from utils.config import load_yaml, save_yaml
+from utils.evolve import evolve, read_history
 from utils.paths import ROOT
 
 SIZE = 64
@@ -248,7 +249,17 @@ def test_multi_scale_is_a_function_of_the_batch_number():
     assert len(set(sizes)) > 5 and min(sizes) >= 160 and max(sizes) <= 480 and all(s % 32 == 0 for s in sizes)
 
 
-@pytest.mark.parametrize("flags", [["--image-weights"], ["--quad"], ["--rect"], ["--multi-scale"], ["--cache", "disk"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--image-weights"],
+        ["--quad"],
+        ["--rect"],
+        ["--rect", "--image-weights"],
+        ["--multi-scale"],
+        ["--cache", "disk"],
+    ],
+)
 def test_flags_of_the_data_path_train(data, tiny_cfg, tmp_path, flags):
     args = arguments(data, tiny_cfg, tmp_path, epochs=1, noplots=True)
     train_joint.main(train_joint.parse_opt([*args, *flags]))
@@ -260,6 +271,68 @@ def test_evolve_keeps_the_fittest(data, tiny_cfg, tmp_path):
     folder = tmp_path / "exp"
     assert len((folder / "evolve.csv").read_text().splitlines()) == 3
     assert load_yaml(folder / "hyp_evolve.yaml")["lr0"] == best["lr0"]
+
+
+def test_evolution_goes_on_from_a_table_of_yolov5(data, tiny_cfg, tmp_path):
+    old = tmp_path / "old.csv"
+    head = "metrics/precision, metrics/recall, metrics/mAP_0.5, metrics/mAP_0.5:0.95, val/box_loss, lr0, momentum"
+    old.write_text(f"   {head}\n  0.1, 0.2, 0.9, 0.8, 0.05, 0.0123, 0.9\n  0.1, 0.2, 0.1, 0.1, 0.05, 0.05, 0.7\n")
+    trials = read_history(old)
+    assert [t.fitness for t in trials] == pytest.approx([0.81, 0.1])
+    assert trials[0].hyp == {"lr0": 0.0123, "momentum": 0.9}
+    options = {"epochs": 1, "resume_evolve": old, "exist-ok": True}
+    best = train(data, tiny_cfg, tmp_path, evolve=1, **options)
+    assert best["lr0"] == 0.0123 and best["box"] == load_yaml(ROOT / "data/hyps/hyp.scratch-low.yaml")["box"]
+    table = tmp_path / "exp/evolve.csv"
+    assert [t.hyp["lr0"] for t in read_history(table)][:2] == [0.0123, 0.05] and len(read_history(table)) == 3
+    assert old.read_text().startswith("   metrics/precision")
+    evolve(lambda *_: None, tmp_path / "exp", 1, best)  # its own table, unasked; a training that diverged counts
+    assert [t.fitness for t in read_history(table)][3:] == [0.0] and len(read_history(table)) == 4
+    old.write_text("epoch, loss\n0, 1\n")
+    with pytest.raises(ValueError, match=r"old.csv: not the table of an evolution, it has no column metrics/mAP_0.5"):
+        read_history(old)
+
+
+def test_evolution_and_name_cfg_have_yolov5s_folders(data, tiny_cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_joint, "ROOT", tmp_path)
+    folders = []
+    monkeypatch.setattr(train_joint, "evolve_run", lambda opt, hyp: folders.append(opt.save_dir))
+    monkeypatch.setattr(train_joint, "train", lambda opt, hyp: folders.append(opt.save_dir))
+    for more in ({"evolve": 1}, {"name": "cfg"}):
+        train(data, tiny_cfg, tmp_path / "runs/train", **more)
+    assert folders == [tmp_path / "runs/evolve/exp", tmp_path / "runs/train/tiny_cls"]
+
+
+def test_interrupted_before_its_first_checkpoint_a_run_saves_over_an_older_one(
+    data, tiny_cfg, tmp_path, monkeypatch, capsys
+):
+    last = tmp_path / "exp/weights/last.pt"
+    last.parent.mkdir(parents=True)
+    last.write_bytes(b"of an older run")
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_joint, "validate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tiny_cfg, tmp_path, noplots=True, **{"exist-ok": True})
+    checkpoint = load_checkpoint(last)
+    assert checkpoint.train_state is not None and checkpoint.epoch == -1
+    said = capsys.readouterr().out
+    assert "last.pt holds the weights of now, which have seen part of this epoch" in said
+    assert f"Continue from its start with: python train_joint.py --resume {last}" in said
+
+
+def test_several_devices_from_python_do_not_start_the_caller_anew(data, tiny_cfg, monkeypatch):
+    monkeypatch.setattr(train_joint, "launch_per_gpu", lambda count: pytest.fail("the caller was started anew"))
+    with pytest.raises(ValueError, match=r"--device 0,1: each GPU needs a process"):
+        train_joint.run(data=str(data), cfg=str(tiny_cfg), device="0,1")
+    started = []
+    monkeypatch.setattr(train_joint, "launch_per_gpu", lambda count: sys.exit(started.append(count)))
+    monkeypatch.setattr(sys, "argv", ["train_joint.py", "--data", str(data), "--device", "0,1"])
+    with pytest.raises(SystemExit):
+        train_joint.command_line()
+    assert started == [2]
 
 
 def test_two_processes_train_as_one(data, tiny_cfg, tmp_path):

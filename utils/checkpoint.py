@@ -163,15 +163,17 @@ def strip_checkpoint(path: str | Path, out: str | Path | None = None, half: bool
     save_checkpoint(out or path, record)
 
 
-def latest_run(search_dir: str | Path = ".") -> Path:
-    """The `last*.pt` below a folder that was written last.
+def latest_run(*folders: str | Path) -> Path:
+    """The `last*.pt` below some folders, by default the working folder, that was written last.
 
     Raises:
         FileNotFoundError: There is none.
     """
-    files = list(Path(search_dir).rglob("last*.pt"))
+    found = (f for folder in folders or (".",) for f in Path(folder).rglob("last*.pt"))
+    files = [f for f in found if not f.stem.endswith("_state_dict")]  # an export's, which holds no run
     if not files:
-        raise FileNotFoundError(f"no run to resume: {search_dir} holds no last.pt; give one with --resume PATH")
+        places = " and ".join(str(Path(f).resolve()) for f in folders or (".",))
+        raise FileNotFoundError(f"no run to resume: no last.pt below {places}; give one with --resume PATH")
     return max(files, key=lambda f: f.stat().st_mtime)
 
 

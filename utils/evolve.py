@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from utils.config import save_yaml
+from utils.metrics import joint_fitness
+from utils.whole_files import whole_file
 
 # name: (how strongly it mutates, lowest, highest); what is not listed stays as it is
 SEARCH_SPACE: dict[str, tuple[float, float, float]] = {
@@ -68,15 +70,46 @@ def mutate(
     return child
 
 
-def read_history(file: Path) -> list[tuple[float, dict]]:
-    """(fitness, hyperparameters) rows of an evolve.csv."""
+@dataclass(frozen=True)
+class Trial:
+    """One training of an evolution, a row of its table."""
+
+    fitness: float
+    map50: float
+    map50_95: float
+    hyp: dict
+
+
+METRICS = ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
+
+
+def read_history(file: Path) -> list[Trial]:
+    """Rows of an evolve.csv, YOLOv5's too, which has the metrics but no fitness.
+
+    Raises:
+        ValueError: A column that is needed is missing.
+    """
     with open(file, newline="", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
-    parents = []
-    for row in rows:
-        values = {k: as_number(v) for k, v in row.items() if k != "fitness" and not k.startswith("metrics/")}
-        parents.append((float(row["fitness"]), values))
-    return parents
+        rows = [[cell.strip() for cell in row] for row in csv.reader(f)]
+    trials = []
+    for cells in rows[1:]:
+        row = dict(zip(rows[0], cells, strict=False))
+        if missing := [k for k in METRICS if k not in row]:
+            raise ValueError(f"{file}: not the table of an evolution, it has no column {missing[0]}")
+        maps = [float(row[k]) for k in METRICS]
+        fitness = float(row.get("fitness", joint_fitness(*maps)))
+        hyp = {k: as_number(v) for k, v in row.items() if k != "fitness" and not k.startswith(("metrics/", "val/"))}
+        trials.append(Trial(fitness, *maps, hyp))
+    return trials
+
+
+def write_history(file: Path, trials: Sequence[Trial], hyp: dict) -> None:
+    """The table, with a column for each key of `hyp`, whose values stand in for what a trial lacks."""
+    with whole_file(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(["fitness", *METRICS, *hyp])
+        for t in trials:
+            writer.writerow([t.fitness, t.map50, t.map50_95, *((hyp | t.hyp)[k] for k in hyp)])
 
 
 def as_number(text: str) -> float | str:
@@ -102,33 +135,28 @@ def evolve(
         folder: Receives `evolve.csv` (one row a training), `hyp_evolve.yaml` (the best) and a folder per training.
         hyp: The first candidate.
         population: More first candidates, tried before anything mutates.
-        history: An earlier `evolve.csv` to go on from.
+        history: An `evolve.csv` to go on from; None: that of the folder, where there is one, as in YOLOv5.
 
     Returns:
         The fittest hyperparameters.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "evolve.csv"
-    parents = read_history(history) if history else []
-    if history and history != table:
-        shutil.copyfile(history, table)  # so that this evolution can be continued as well
-    rng = np.random.default_rng([seed, len(parents)])  # other draws than those that made the parents
-    first = [] if parents else [hyp, *population]
-    keys = list(hyp)
+    history = history or (table if table.is_file() else None)
+    trials = read_history(history) if history else []
+    rng = np.random.default_rng([seed, len(trials)])  # other draws than those that made the parents
+    first = [] if trials else [hyp, *population]
+    best = hyp
     for generation in range(generations):
+        parents = [(t.fitness, hyp | t.hyp) for t in trials]
         candidate = first[generation] if generation < len(first) else mutate(parents, rng)
         results = train(candidate, folder / f"generation{generation}")  # None: this one diverged
+        found = results["detection"] if results else {"map50": 0.0, "map50_95": 0.0}
         fitness = float(results["fitness"]) if results else 0.0
-        parents.append((fitness, candidate))
-        new = not table.exists()
-        with open(table, "a", newline="", encoding="utf-8") as f:
-            writer = csv.writer(f)
-            if new:
-                writer.writerow(["fitness", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95", *keys])
-            detection = results["detection"] if results else {"map50": 0.0, "map50_95": 0.0}
-            values = [candidate.get(k, hyp[k]) for k in keys]
-            writer.writerow([fitness, detection["map50"], detection["map50_95"], *values])
-        best_fitness, best = max(parents, key=lambda x: x[0])
+        trials.append(Trial(fitness, found["map50"], found["map50_95"], candidate))
+        write_history(table, trials, hyp)  # with the earlier ones, so that this evolution can be continued as well
+        fittest = max(trials, key=lambda t: t.fitness)
+        best = hyp | fittest.hyp
         save_yaml(folder / "hyp_evolve.yaml", best)
-        print(f"Generation {generation + 1}/{generations}: fitness {fitness:.4f}, best so far {best_fitness:.4f}")
+        print(f"Generation {generation + 1}/{generations}: fitness {fitness:.4f}, best so far {fittest.fitness:.4f}")
     return best

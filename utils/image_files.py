@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
 import os
 import re
 from collections.abc import Iterable
@@ -12,6 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+
+LOGGER = logging.getLogger(__name__)
 
 IMG_FORMATS = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm")
 MIN_SIDE = 10  # pixels
@@ -62,6 +65,8 @@ def list_images(sources: str | Path | Iterable[str | Path]) -> list[str]:
 def pair_with_labels(sources: Iterable[str | Path]) -> tuple[list[str], list[str]]:
     """Pictures of the sources (see `list_images`) and the label file of each.
 
+    A picture that is named more than once is there once, as in YOLOv5.
+
     Git writes a symbolic link as a text file with the target's path where links are not supported (Windows, some
     archives). Such a file in place of a picture folder is followed; the labels are still those beside it.
     """
@@ -71,8 +76,10 @@ def pair_with_labels(sources: Iterable[str | Path]) -> tuple[list[str], list[str
         found = list_images(target or source)
         at = [os.path.join(source, os.path.relpath(f, target)) for f in found] if target else found
         pairs += zip(found, map(image_to_label_path, at), strict=True)
-    pairs.sort()
-    return [f for f, _ in pairs], [label for _, label in pairs]
+    once = sorted(set(pairs))
+    if len(once) < len(pairs):
+        LOGGER.warning("%d pictures are named more than once; each counts once", len(pairs) - len(once))
+    return [f for f, _ in once], [label for _, label in once]
 
 
 def _written_link(source: str) -> str | None:

@@ -82,7 +82,7 @@ def build_optimizer(
         orthogonal = {
             id(m.weight)
             for m in model.modules()
-            if isinstance(m, nn.Linear) or (getattr(m, "bias", 0) is None and m.weight.ndim > 1)
+            if isinstance(m, nn.Linear) or (getattr(m, "bias", 0) is None and getattr(m.weight, "ndim", 0) > 1)
         }
         answers = [p for p in weights if id(p) not in orthogonal]
         weights = [p for p in weights if id(p) in orthogonal]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from utils.balancing import add_balancer_arguments
 from utils.devices import AMP_CHOICES
@@ -11,6 +12,17 @@ from utils.paths import ROOT
 
 # YOLOv5's, without effect here
 CLOUD = {"bucket": "", "entity": None, "upload_dataset": False, "bbox_interval": -1, "artifact_alias": "latest"}
+
+RENAMED = {"--notest": "--noval", "--cache-images": "--cache", "--save_period": "--save-period"}  # since v5.0
+
+
+def todays_names(args: Sequence[str]) -> list[str]:
+    """A command line with flags that YOLOv5 renamed under their names of today.
+
+    They are no options of the parser, where they would make abbreviations ambiguous.
+    """
+    words = [word.partition("=") for word in args]
+    return [RENAMED.get(name, name) + equals + value for name, equals, value in words]
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
