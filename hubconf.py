@@ -39,7 +39,7 @@ def custom(
     Raises:
         FileNotFoundError: No such file; says where to get it.
     """
-    if not Path(path).suffix and not Path(path).exists():
+    if not Path(path).suffix and not Path(path).exists() and "://" not in str(path):
         path = f"{path}.pt"
     target = _device(device)
     model = load_model(path, target, fuse=autoshape)
