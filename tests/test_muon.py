@@ -51,17 +51,19 @@ def test_plain_groups_are_nesterov_sgd():
     assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
 
 
-def test_weights_before_a_norm_and_linear_ones_are_orthogonalised():
+@pytest.mark.parametrize("tuning", [False, True])
+def test_weights_before_a_norm_and_in_fine_tuning_logits_are_orthogonalised(tuning):
     layers = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(2, 3)
     model = nn.Sequential(*layers)
-    optimizer = build_optimizer(model, "Muon", weight_decay=0.1)
+    optimizer = build_optimizer(model, "Muon", weight_decay=0.1, fine_tuning=tuning)
     groups = optimizer.param_groups
     assert [g["orthogonal"] for g in groups] == [False, True, False, False]
-    assert groups[1]["params"] == [model[0].weight, model[4].weight] and groups[3]["params"] == [model[2].weight]
+    assert groups[1]["params"] == [model[0].weight, *[model[4].weight] * tuning]
+    assert groups[3]["params"] == [model[2].weight, *[model[4].weight] * (not tuning)]
     assert [g["weight_decay"] for g in groups] == [0.0, 0.1, 0.0, 0.1]
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
     bare = nn.Sequential(*layers, nn.InstanceNorm2d(4))  # a norm without weights
-    assert len(build_optimizer(bare, "Muon").param_groups[1]["params"]) == 2
+    assert len(build_optimizer(bare, "Muon").param_groups[1]["params"]) == 1
 
 
 def test_choice_of_optimizer():

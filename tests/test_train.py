@@ -167,8 +167,13 @@ def test_plain_detection_data(tmp_path):
         train(data, "yolov5n_cls.yaml", tmp_path, epochs=1)
 
 
-def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch):
-    train(data, tiny_cfg, tmp_path, epochs=3, name="uncut", noplots=True)
+@pytest.mark.parametrize("tuning", [False, True])
+def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch, tuning):
+    options = {"epochs": 3, "noplots": True}
+    if tuning:
+        train(data, tiny_cfg, tmp_path, epochs=1, name="start", noplots=True, noval=True)
+        options["weights"] = tmp_path / "start/weights/last.pt"
+    train(data, tiny_cfg, tmp_path, name="uncut", **options)
     saved = train_joint.save_checkpoint
     calls = []
 
@@ -181,7 +186,7 @@ def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch
 
     monkeypatch.setattr(train_joint, "save_checkpoint", cut)
     with pytest.raises(OSError, match="cut"):
-        train(data, tiny_cfg, tmp_path, epochs=3, name="cut", noplots=True)
+        train(data, tiny_cfg, tmp_path, name="cut", **options)
     monkeypatch.setattr(train_joint, "save_checkpoint", saved)
     train_joint.main(train_joint.parse_opt(["--resume", str(tmp_path / "cut/weights/last.pt"), "--device", "cpu"]))
     uncut, resumed = history(tmp_path / "uncut"), history(tmp_path / "cut")

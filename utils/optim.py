@@ -57,15 +57,17 @@ def build_optimizer(
     momentum: float = 0.937,
     weight_decay: float = 5e-4,
     transferred: Collection[str] = (),
+    fine_tuning: bool = False,
 ) -> torch.optim.Optimizer:
     """Optimiser with the three groups of `param_groups`, in that order.
 
     Args:
         name: `SGD` (Nesterov), `Adam` (decay is part of the gradient), `AdamW` (decay is decoupled from it), or `Muon`:
-            orthogonal steps for the weights of linear layers and of convolutions that a norm follows, and SGD for the
-            others, of which the weights of Detect's convolutions are a fourth group.
+            orthogonal steps for weights that a norm follows, and SGD for the others, of which the weights of the
+            answers (Detect's convolutions, the image branch's logits) are a fourth group.
         momentum: SGD's momentum, or β₁ of Adam and AdamW (β₂ is 0.999).
         transferred: Names of parameters that hold weights of another model: Muon moves them by `FINE_TUNING` of a step.
+        fine_tuning: The run began with weights of another model: Muon's steps are orthogonal for the logits too.
 
     Raises:
         ValueError: An optimiser of that name is not offered.
@@ -77,12 +79,14 @@ def build_optimizer(
         optimizer = getattr(torch.optim, name)(biases, lr=lr, betas=(momentum, 0.999), weight_decay=0.0)
     elif name == "Muon":
         optimizer = Muon(biases, lr=lr, momentum=momentum)
-        # A layer without a bias is one that a norm follows; the others give the network's answers. Linear layers are in
-        # the image branch: its small task weight scales their gradients, and plain SGD would learn just as slowly.
+        # A layer without a bias is one that a norm follows; the others give the network's answers. In fine-tuning the
+        # image branch has to catch up with the detector: its small task weight scales the gradient of its last layer,
+        # and plain SGD would learn just as slowly. From scratch both start together (docs/training.md has figures).
+        always = (nn.Linear,) if fine_tuning else ()
         orthogonal = {
             id(m.weight)
             for m in model.modules()
-            if isinstance(m, nn.Linear) or (getattr(m, "bias", 0) is None and getattr(m.weight, "ndim", 0) > 1)
+            if isinstance(m, always) or (getattr(m, "bias", 0) is None and getattr(m.weight, "ndim", 0) > 1)
         }
         answers = [p for p in weights if id(p) not in orthogonal]
         weights = [p for p in weights if id(p) in orthogonal]
