@@ -152,10 +152,8 @@ def test_losses_of_both_tasks_fall(data, tiny_cfg, tmp_path):
     save_yaml(hyp, load_yaml(ROOT / "data/hyps/hyp.no-augmentation.yaml"))
     train(data, tiny_cfg, tmp_path, epochs=40, hyp=hyp, noval=True, noplots=True)
     records = history(tmp_path / "exp")
-    for task in ("det", "image"):
-        losses = [r["train"][task] for r in records]
-        # Three batches an epoch, with dropout: the image loss of one epoch jumps, and seeds end at 0.1 to 0.5 of it.
-        assert np.mean(losses[-5:]) < 0.7 * losses[0], task
+    first, last = records[0]["train"], records[-1]["train"]
+    assert last["det"] < 0.7 * first["det"] and last["image"] < 0.3 * first["image"]
 
 
 def test_plain_detection_data(tmp_path):

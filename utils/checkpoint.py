@@ -164,15 +164,15 @@ def strip_checkpoint(path: str | Path, out: str | Path | None = None, half: bool
 
 
 def latest_run(*folders: str | Path) -> Path:
-    """The `last*.pt` below some folders, by default the working folder, that was written last.
+    """The `last.pt` below some folders, by default the working folder, that was written last.
 
     Raises:
         FileNotFoundError: There is none.
     """
-    found = (f for folder in folders or (".",) for f in Path(folder).rglob("last*.pt"))
-    files = [f for f in found if not f.stem.endswith("_state_dict")]  # an export's, which holds no run
+    folders = folders or (".",)
+    files = [f for folder in folders for f in Path(folder).rglob("last.pt")]
     if not files:
-        places = " and ".join(str(Path(f).resolve()) for f in folders or (".",))
+        places = " and ".join(str(Path(f).resolve()) for f in folders)
         raise FileNotFoundError(f"no run to resume: no last.pt below {places}; give one with --resume PATH")
     return max(files, key=lambda f: f.stat().st_mtime)
 
