@@ -19,6 +19,7 @@ from models.load import find_weights, load_model, name_classes
 from models.yolo import Model
 from utils.checkpoint import load_checkpoint
 from utils.devices import select_device
+from utils.downloads import address_of
 
 dependencies = ["torch"]
 
@@ -39,7 +40,7 @@ def custom(
     Raises:
         FileNotFoundError: No such file; says where to get it.
     """
-    if not Path(path).suffix and not Path(path).exists() and "://" not in str(path):
+    if not Path(path).suffix and not Path(path).exists() and not address_of(path):
         path = f"{path}.pt"
     target = _device(device)
     model = load_model(path, target, fuse=autoshape)
