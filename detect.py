@@ -18,16 +18,32 @@ import cv2
 import numpy as np
 import torch
 
-from models.exported import fixed_size, input_size, refuse_augment, suppress, tell_dnn, tell_thresholds, usable_half
+from models.export.readers import (
+    fixed_size,
+    input_size,
+    refuse_augment,
+    suppress,
+    tell_dnn,
+    tell_thresholds,
+    usable_half,
+)
 from models.load import find_weights, input_dtype, largest_stride, load_model, name_classes, predict
 from utils.augmentations import letterbox
 from utils.boxes import scale_boxes
-from utils.checkpoint import load_checkpoint, strip_checkpoint
-from utils.devices import autocast, describe_device, half_dtype, select_device, synchronize, to_input, use_all_cores
-from utils.feature_maps import FeatureMaps
-from utils.paths import ROOT, increment_path
-from utils.results import ResultWriter, draw, summary
-from utils.sources import Frame, open_source
+from utils.results.detections import ResultWriter, draw, summary
+from utils.results.feature_maps import FeatureMaps
+from utils.results.sources import Frame, open_source
+from utils.system.devices import (
+    autocast,
+    describe_device,
+    half_dtype,
+    select_device,
+    synchronize,
+    to_input,
+    use_all_cores,
+)
+from utils.system.paths import ROOT, increment_path
+from utils.weights.checkpoint import load_checkpoint, strip_checkpoint
 
 
 class Detector:

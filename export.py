@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from models.export_formats import FORMATS, PACKAGES, Job
+from models.export.formats import FORMATS, PACKAGES, Job
 from models.load import find_weights, largest_stride, load_model
 from utils.boxes import check_img_size
-from utils.devices import describe_device, select_device, use_all_cores
-from utils.packages import need
-from utils.paths import ROOT
+from utils.system.devices import describe_device, select_device, use_all_cores
+from utils.system.packages import need
+from utils.system.paths import ROOT
 
 BY_ONNX = "export with --include onnx, then run"
 OTHER_FORMATS = {  # YOLOv5's, and what makes them from ours

@@ -17,9 +17,9 @@ from torch import nn
 from models.autoshape import AutoShape
 from models.load import find_weights, load_model, name_classes
 from models.yolo import Model
-from utils.checkpoint import load_checkpoint
-from utils.devices import select_device
-from utils.downloads import address_of
+from utils.system.devices import select_device
+from utils.system.downloads import address_of
+from utils.weights.checkpoint import load_checkpoint
 
 dependencies = ["torch"]
 

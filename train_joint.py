@@ -27,13 +27,17 @@ from models.build import build_model
 from models.load import find_weights
 from utils.autoanchor import autoanchor
 from utils.autobatch import auto_batch_size
-from utils.balancing import build_balancer_from_args
+from utils.balancing.gradnorm import build_balancer_from_args
 from utils.boxes import check_img_size
-from utils.checkpoint import copy_checkpoint, latest_run, load_checkpoint, save_checkpoint, strip_checkpoint
-from utils.config import DataConfig, ensure_data, load_data_config, load_hyp, save_yaml
-from utils.curves import plot_labels, plot_results, plot_task_weights
 from utils.dataloaders import create_dataloader
-from utils.devices import (
+from utils.dataset.config import DataConfig, ensure_data, load_data_config, load_hyp, save_yaml
+from utils.dataset.samplers import image_weights
+from utils.dataset.scan import DatasetIndex, report_problems, scan_dataset, shared_pictures
+from utils.loss import ComputeJointLoss, scale_gains
+from utils.metrics import joint_fitness
+from utils.plots import plot_images
+from utils.results.curves import plot_labels, plot_results, plot_task_weights
+from utils.system.devices import (
     World,
     all_reduce_mean,
     amp_dtype,
@@ -48,24 +52,20 @@ from utils.devices import (
     to_input,
     use_all_cores,
 )
-from utils.engine import Engine, NonFiniteLoss, seed_everything
-from utils.evolve import evolve
-from utils.loggers import RunLogger
-from utils.loss import ComputeJointLoss, scale_gains
-from utils.metrics import joint_fitness
-from utils.optim import (
+from utils.system.paths import ROOT, find_file, increment_path
+from utils.system.process import SafeStop, launch_per_gpu
+from utils.training.engine import Engine, NonFiniteLoss, seed_everything
+from utils.training.evolve import evolve
+from utils.training.optim import (
     EarlyStopping,
     Schedule,
     build_optimizer,
     choose_optimizer,
     scaled_weight_decay,
 )
-from utils.paths import ROOT, find_file, increment_path
-from utils.plots import plot_images
-from utils.process import SafeStop, launch_per_gpu
-from utils.samplers import image_weights
-from utils.scan import DatasetIndex, report_problems, scan_dataset, shared_pictures
-from utils.train_options import follow_old_flags, todays_names, training_parser
+from utils.training.options import follow_old_flags, todays_names, training_parser
+from utils.training.records import RunLogger
+from utils.weights.checkpoint import copy_checkpoint, latest_run, load_checkpoint, save_checkpoint, strip_checkpoint
 
 LOSSES = ("box", "obj", "cls", "image")
 PROGRESS = ("Epoch", "Mem", "box_loss", "obj_loss", "cls_loss", "image_loss", "w_det", "w_image", "Size", "img/s")

@@ -21,25 +21,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.exported import fixed_size, input_size, refuse_augment, suppress, tell_dnn, tell_thresholds, usable_half
+from models.export.readers import (
+    fixed_size,
+    input_size,
+    refuse_augment,
+    suppress,
+    tell_dnn,
+    tell_thresholds,
+    usable_half,
+)
 from models.load import largest_stride, load_model, name_classes
 from utils.boxes import check_img_size, scale_boxes, xywh2xyxy
-from utils.config import DataConfig, ensure_data, load_data_config
 from utils.dataloaders import create_dataloader
-from utils.devices import (
-    amp_dtype,
-    autocast,
-    describe_device,
-    half_dtype,
-    memory_format,
-    select_device,
-    synchronize,
-    to_input,
-    use_all_cores,
-)
+from utils.dataset.config import DataConfig, ensure_data, load_data_config
+from utils.dataset.scan import report_problems, scan_dataset
 from utils.metrics import DetectionMetrics, ImageMetrics, joint_fitness
-from utils.paths import ROOT, UniqueStems, increment_path
-from utils.reports import (
+from utils.results.validation import (
     PLOTTED_BATCHES,
     detection_table,
     draw_batch,
@@ -50,7 +47,18 @@ from utils.reports import (
     write_coco,
     write_json,
 )
-from utils.scan import report_problems, scan_dataset
+from utils.system.devices import (
+    amp_dtype,
+    autocast,
+    describe_device,
+    half_dtype,
+    memory_format,
+    select_device,
+    synchronize,
+    to_input,
+    use_all_cores,
+)
+from utils.system.paths import ROOT, UniqueStems, increment_path
 
 TASKS = ("train", "val", "test", "speed", "study")
 STUDY_SIZES = range(256, 1536 + 1, 128)
@@ -136,7 +144,7 @@ def run(
         dataloader: Batches to validate on; made from `data` and `task` where left out.
         save_dir: Where to write; a new folder `project/name` where left out.
         criterion: Joint loss; gives the validation losses.
-        amp: Precision when `half` is not set: `off` is float32, see `utils.devices.amp_dtype`.
+        amp: Precision when `half` is not set: `off` is float32, see `utils.system.devices.amp_dtype`.
 
     Returns:
         The content of metrics.json: `detection` (means and `per_class`), `image` (None without that task), `counts`,

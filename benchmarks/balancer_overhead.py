@@ -28,9 +28,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.yolo import Model  # noqa: E402
-from utils.balancing import BALANCERS, OWN_BALANCERS, GradNorm, build_balancer  # noqa: E402
-from utils.config import DEFAULT_HYP  # noqa: E402
-from utils.devices import (  # noqa: E402
+from utils.balancing.gradnorm import BALANCERS, OWN_BALANCERS, GradNorm, build_balancer  # noqa: E402
+from utils.dataset.config import DEFAULT_HYP  # noqa: E402
+from utils.loss import ComputeJointLoss  # noqa: E402
+from utils.system.devices import (  # noqa: E402
     amp_dtype,
     autocast,
     describe_device,
@@ -39,8 +40,7 @@ from utils.devices import (  # noqa: E402
     synchronize,
     use_all_cores,
 )
-from utils.loss import ComputeJointLoss  # noqa: E402
-from utils.optim import build_optimizer  # noqa: E402
+from utils.training.optim import build_optimizer  # noqa: E402
 
 PLAIN, LAST = "plain sum", "gradnorm, last layer"
 DEFAULT_INTERVAL = inspect.signature(GradNorm).parameters["interval"].default

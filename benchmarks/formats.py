@@ -29,8 +29,8 @@ import export
 import val_joint
 from models.load import largest_stride, load_model, predict
 from utils.boxes import check_img_size
-from utils.config import load_data_config
-from utils.devices import describe_device, select_device, to_input, use_all_cores
+from utils.dataset.config import load_data_config
+from utils.system.devices import describe_device, select_device, to_input, use_all_cores
 
 FORMATS = ("torchscript", "onnx", "openvino")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import val_joint
-from utils.devices import use_all_cores
+from utils.system.devices import use_all_cores
 
 METRICS = {"P": "precision", "R": "recall", "mAP50": "map50", "mAP50_95": "map50_95"}
 

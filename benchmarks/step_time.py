@@ -19,13 +19,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.yolo import Model
-from utils.balancing import build_balancer
-from utils.config import load_data_config, load_hyp
+from utils.balancing.gradnorm import build_balancer
 from utils.dataloaders import create_dataloader
-from utils.devices import amp_dtype, autocast, memory_format, select_device, synchronize, to_input, use_all_cores
+from utils.dataset.config import load_data_config, load_hyp
+from utils.dataset.scan import scan_dataset
 from utils.loss import ComputeJointLoss, scale_gains
-from utils.optim import ModelEMA, build_optimizer
-from utils.scan import scan_dataset
+from utils.system.devices import amp_dtype, autocast, memory_format, select_device, synchronize, to_input, use_all_cores
+from utils.training.optim import ModelEMA, build_optimizer
 
 PARTS = ("wait for data", "to the device", "forward", "loss", "backward", "optimiser", "average")
 

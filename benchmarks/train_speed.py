@@ -93,10 +93,10 @@ def detection_copy(source: str, folder: Path, fraction: float, valid: int = 16) 
 
     The peer's label reader does not know the image-level row, so every contestant reads this copy.
     """
-    from utils.config import ensure_data, load_data_config, save_yaml
-    from utils.image_files import image_to_label_path, list_images
-    from utils.labels import read_label
-    from utils.paths import find_file
+    from utils.dataset.config import ensure_data, load_data_config, save_yaml
+    from utils.dataset.files import image_to_label_path, list_images
+    from utils.dataset.labels import read_label
+    from utils.system.paths import find_file
 
     data = load_data_config(find_file(source, (ROOT / "data",)))
     ensure_data(data)
@@ -140,7 +140,7 @@ def peer_command(name: str, opt: argparse.Namespace, yaml: Path, project: Path) 
 
 
 def our_threads() -> int:
-    from utils.devices import use_all_cores
+    from utils.system.devices import use_all_cores
 
     return use_all_cores()
 

@@ -14,15 +14,15 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from models.experimental import DetectMultiBackend
-from models.exported import fixed_size, suppress
+from models.export.readers import fixed_size, suppress
 from models.load import device_of, input_dtype, largest_stride, name_classes, predict
 from utils.augmentations import letterbox
 from utils.boxes import make_divisible, scale_boxes, xyxy2xywh
-from utils.devices import autocast, synchronize, to_input
-from utils.paths import increment_path
 from utils.plots import save_one_box
-from utils.results import draw, file_name, summary, write_image
-from utils.sources import read_image
+from utils.results.detections import draw, file_name, summary, write_image
+from utils.results.sources import read_image
+from utils.system.devices import autocast, synchronize, to_input
+from utils.system.paths import increment_path
 
 Picture = str | Path | Image.Image | np.ndarray
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from models.load import find_weights
 from models.yolo import Model
-from utils.checkpoint import Checkpoint, load_checkpoint
-from utils.config import DataConfig
-from utils.paths import ROOT, find_file
+from utils.dataset.config import DataConfig
+from utils.system.paths import ROOT, find_file
+from utils.weights.checkpoint import Checkpoint, load_checkpoint
 
 
 def build_model(

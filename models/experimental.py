@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.load import input_dtype, largest_stride, load_model, name_classes, predict
-from utils.config import DataConfig
+from utils.dataset.config import DataConfig
 
 
 def attempt_load(

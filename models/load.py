@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.exported import read_onnx, read_onnx_opencv, read_openvino, read_torchscript
+from models.export.readers import read_onnx, read_onnx_opencv, read_openvino, read_torchscript
 from models.yolo import Model
 from utils.boxes import input_multiple
-from utils.checkpoint import load_checkpoint
-from utils.config import DataConfig, load_data_config
-from utils.downloads import address_of, fetch_address, fetch_official, is_official
-from utils.paths import ROOT
+from utils.dataset.config import DataConfig, load_data_config
+from utils.system.downloads import address_of, fetch_address, fetch_official, is_official
+from utils.system.paths import ROOT
+from utils.weights.checkpoint import load_checkpoint
 
 
 class Ensemble(nn.Module):

@@ -15,7 +15,7 @@ from models.common import Conv
 from models.heads import Detect, ImageClassifier, ImageHead
 from models.parser import BRANCHES, IMAGE, PREVIOUS, load_model_yaml, parse_model
 from utils.boxes import input_multiple
-from utils.checkpoint import Checkpoint
+from utils.weights.checkpoint import Checkpoint
 
 __all__ = ["Detect", "ImageClassifier", "ImageHead", "Model"]
 

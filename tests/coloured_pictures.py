@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.scan import DatasetIndex, scan_dataset
+from utils.dataset.scan import DatasetIndex, scan_dataset
 
 NO_AUGMENTATION = dict.fromkeys(
     (

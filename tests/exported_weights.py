@@ -11,9 +11,9 @@ import torch
 from tiny_weights import save_weights
 
 import export
-from models.export_network import random_pictures, smooth_pictures
+from models.export.network import random_pictures, smooth_pictures
 from models.yolo import Model
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.weights.checkpoint import load_checkpoint, save_checkpoint
 
 FORMATS = ("torchscript", "onnx", "openvino")
 NMS_FLAGS = (("nms", True), ("conf_thres", 0.2), ("iou_thres", 0.4), ("topk_all", 20))

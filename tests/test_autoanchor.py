@@ -19,7 +19,7 @@ from utils.autoanchor import (
     kmean_anchors,
     label_sizes,
 )
-from utils.scan import DatasetIndex, scan_dataset
+from utils.dataset.scan import DatasetIndex, scan_dataset
 
 
 @pytest.fixture(scope="module")

@@ -224,7 +224,7 @@ def test_torch_hub(weights, rgb, monkeypatch, tmp_path):
     assert unsuffixed.names == model.names and torch.get_num_threads() == threads
     fresh = torch.hub.load(str(ROOT), "yolov5n", source="local", pretrained=False, classes=7, device="cpu")
     assert fresh.nc == 7
-    monkeypatch.setattr("utils.downloads.RELEASE", "http://127.0.0.1:9")  # offline
+    monkeypatch.setattr("utils.system.downloads.RELEASE", "http://127.0.0.1:9")  # offline
     with pytest.raises(FileNotFoundError, match=r"yolov5s\.pt could not be fetched"):
         torch.hub.load(str(ROOT), "yolov5s", source="local")
 

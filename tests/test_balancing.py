@@ -16,7 +16,8 @@ from two_tasks import TwoTasks, train
 
 from benchmarks import gradnorm_toy
 from models.yolo import Model
-from utils.balancing import (
+from utils.balancing.base import Measurement, gram
+from utils.balancing.gradnorm import (
     BALANCERS,
     Fixed,
     GradNorm,
@@ -24,7 +25,6 @@ from utils.balancing import (
     gradnorm_gradient,
 )
 from utils.loss import ComputeJointLoss
-from utils.task_gradients import Measurement, gram
 
 
 def measured(norms, losses, present=None, cosine=0.0) -> Measurement:

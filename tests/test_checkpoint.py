@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from models.yolo import Model
-from utils.checkpoint import (
+from utils.weights.checkpoint import (
     UnsafeCheckpointError,
     latest_run,
     load_checkpoint,
     save_checkpoint,
     strip_checkpoint,
 )
-from utils.yolov5_pickle import read_yolov5, state_dict_of
+from utils.weights.yolov5 import read_yolov5, state_dict_of
 
 TINY = {
     "nc": 2,

@@ -31,9 +31,9 @@ from models.experimental import attempt_load
 from models.load import load_model, predict
 from models.yolo import Model
 from utils.boxes import non_max_suppression
-from utils.checkpoint import load_checkpoint
-from utils.config import DataConfig, load_yaml, save_yaml
-from utils.paths import ROOT
+from utils.dataset.config import DataConfig, load_yaml, save_yaml
+from utils.system.paths import ROOT
+from utils.weights.checkpoint import load_checkpoint
 
 PAGE = ROOT / "docs" / "yolov5-compatibility.md"
 SCRIPTS = {"train_joint": "train", "val_joint": "val", "detect": "detect", "export": "export"}

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
-from utils import config, paths
-from utils.config import DEFAULT_HYP, ensure_data, load_data_config, load_hyp, load_yaml, save_yaml
-from utils.paths import ROOT, find_file, increment_path
+from utils.dataset import config
+from utils.dataset.config import DEFAULT_HYP, ensure_data, load_data_config, load_hyp, load_yaml, save_yaml
+from utils.system import paths
+from utils.system.paths import ROOT, find_file, increment_path
 
 HYPS = sorted((ROOT / "data" / "hyps").glob("*.yaml"))
 

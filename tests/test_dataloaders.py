@@ -14,9 +14,9 @@ import pytest
 import torch
 from coloured_pictures import HYP, NO_AUGMENTATION, VIEWS, scan, write_folder
 
-from utils import image_store
 from utils.dataloaders import JointDataset, create_dataloader, rect_batches
-from utils.scan import DatasetIndex, scan_dataset
+from utils.dataset import store
+from utils.dataset.scan import DatasetIndex, scan_dataset
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_mixed_size_letterbox_reference(golden):
     facts = json.loads((golden / "val_loader.json").read_text())["mixed_sizes"]
     for item in facts["items_320_batch16_pad0.5"]:
         w, h = item["input_wh"]
-        new_h, new_w = image_store.fit_shape(h, w, 320)
+        new_h, new_w = store.fit_shape(h, w, 320)
         (h0, w0), (gains, _) = item["shapes_field"]
         assert [new_h / h0, new_w / w0] == gains
 

@@ -18,10 +18,10 @@ import detect
 from models.load import Ensemble, find_weights, load_model, predict
 from models.yolo import Model
 from utils.boxes import non_max_suppression, scale_boxes
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.labels import parse_label
-from utils.results import ResultWriter, draw, file_name, label_text, summary
-from utils.sources import Frame, read_image
+from utils.dataset.labels import parse_label
+from utils.results.detections import ResultWriter, draw, file_name, label_text, summary
+from utils.results.sources import Frame, read_image
+from utils.weights.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +312,7 @@ def test_flags_are_yolov5s(golden):
 
 
 def test_command_line_ends_in_a_sentence(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr("utils.downloads.RELEASE", "http://127.0.0.1:9")  # offline
+    monkeypatch.setattr("utils.system.downloads.RELEASE", "http://127.0.0.1:9")  # offline
     with pytest.raises(
         SystemExit, match=r"detect.py: weights .*yolov5s.pt are not here, and http.* could not be fetched"
     ):

@@ -19,9 +19,9 @@ import val_joint
 from models.build import build_model
 from models.load import find_weights, load_model
 from models.yolo import Model
-from utils import downloads
-from utils.config import DataConfig, load_data_config, load_hyp
-from utils.paths import ROOT, find_file
+from utils.dataset.config import DataConfig, load_data_config, load_hyp
+from utils.system import downloads
+from utils.system.paths import ROOT, find_file
 
 
 class Release(http.server.BaseHTTPRequestHandler):

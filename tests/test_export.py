@@ -16,15 +16,15 @@ from exported_weights import FORMATS, NMS, NMS_FLAGS, largest_difference, lively
 from tiny_weights import NAMES, VIEWS, one_thread  # noqa: F401 - a fixture
 
 import export
-from models import export_formats
-from models.exported import read_onnx, suppress
+from models.export import formats
+from models.export.metadata import Metadata
+from models.export.readers import read_onnx, suppress
 from models.load import load_model, predict
 from models.yolo import Model
 from utils.boxes import non_max_suppression
-from utils.config import load_yaml
-from utils.metadata import Metadata
-from utils.packages import need
-from utils.paths import ROOT
+from utils.dataset.config import load_yaml
+from utils.system.packages import need
+from utils.system.paths import ROOT
 
 onnx = pytest.importorskip("onnx", reason="the export formats need requirements-export.txt")
 pytest.importorskip("onnxruntime", reason="the export formats need requirements-export.txt")
@@ -286,7 +286,7 @@ class RunsACommand:
 
 def test_weights_that_would_run_a_command_are_refused(tmp_path):
     torch.save({"model": RunsACommand(tmp_path / "was_run")}, tmp_path / "bad.pt")
-    for include in export_formats.FORMATS:
+    for include in formats.FORMATS:
         with pytest.raises(SystemExit, match=r"export\.py: .*bad\.pt.*system"):
             export.main(export.parse_opt(["--weights", str(tmp_path / "bad.pt"), "--include", include]))
     assert [p.name for p in tmp_path.iterdir()] == ["bad.pt"]
@@ -323,7 +323,7 @@ def test_exported_files_are_not_exported_again(weights):
 def test_a_file_that_answers_otherwise_is_not_kept(weights, folder, name, monkeypatch):
     target = Path(shutil.copy(made(name, dynamic=True), folder / FILES[name]))
     before = {p: p.read_bytes() for p in ([target] if target.is_file() else target.iterdir())}
-    network = export_formats.ExportNetwork
+    network = formats.ExportNetwork
 
     class Wrong(network):
         def forward(self, images):
@@ -332,7 +332,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(weights, folder, name, monkey
                 (boxes * 1.001, probs) if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() else (boxes, probs)
             )
 
-    monkeypatch.setattr(export_formats, "ExportNetwork", Wrong)
+    monkeypatch.setattr(formats, "ExportNetwork", Wrong)
     with pytest.raises(ValueError, match=f"{FILES[name]} answers otherwise.*1.0e-03.*allowed are 1e-04"):
         run(weights, name)
     assert {p: p.read_bytes() for p in ([target] if target.is_file() else target.iterdir())} == before
@@ -340,7 +340,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(weights, folder, name, monkey
 
 
 def test_folder_is_replaced_whole(tmp_path):
-    from utils.whole_files import whole_folder
+    from utils.system.files import whole_folder
 
     target = tmp_path / "x_openvino_model"
     target.mkdir()

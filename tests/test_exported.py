@@ -23,9 +23,9 @@ from models.autoshape import AutoShape
 from models.experimental import DetectMultiBackend
 from models.load import load_model, predict
 from utils.boxes import non_max_suppression, xyxy2xywhn
-from utils.config import save_yaml
-from utils.onnx_weights import refuse_outside_weights
-from utils.packages import need
+from utils.dataset.config import save_yaml
+from utils.system.packages import need
+from utils.weights.onnx import refuse_outside_weights
 
 for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package, reason="the export formats need requirements-export.txt")

@@ -11,7 +11,7 @@ from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
 
 import detect
 from models.load import load_model, predict
-from utils.feature_maps import CHANNELS, COLUMNS, GAP, TILE, FeatureMaps, channel_grid
+from utils.results.feature_maps import CHANNELS, COLUMNS, GAP, TILE, FeatureMaps, channel_grid
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
 from torch import Tensor, nn
 
 import train_joint
-from utils import checkpoint as checkpoints
-from utils.checkpoint import load_checkpoint, save_checkpoint, strip_checkpoint
-from utils.yolov5_pickle import read_yolov5
+from utils.weights import checkpoint as checkpoints
+from utils.weights.checkpoint import load_checkpoint, save_checkpoint, strip_checkpoint
+from utils.weights.yolov5 import read_yolov5
 
 # Files that are two things -------------------------------------------------------------------------------------------
 

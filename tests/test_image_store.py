@@ -12,10 +12,9 @@ import pytest
 from coloured_pictures import scan, write_folder
 from PIL import Image
 
-from utils import image_store
 from utils.dataloaders import JointDataset
-from utils.image_store import ImageStore, read_picture
-from utils.scan import DatasetIndex, scan_dataset
+from utils.dataset.scan import DatasetIndex, scan_dataset
+from utils.dataset.store import ImageStore, available_memory, read_picture
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +89,11 @@ def test_memory_cache_needs_room_and_is_read_only(index, monkeypatch, capsys):
     store = JointDataset(index, 64, cache="ram", prefix="train").store
     with pytest.raises(ValueError, match="read-only"):
         store.get(0)[0, 0] = 1
-    monkeypatch.setattr(image_store, "available_memory", lambda: 1000)
+    monkeypatch.setattr("utils.dataset.store.available_memory", lambda: 1000)
     assert JointDataset(index, 64, cache="ram", prefix="train").store.block is None
     assert "train: not cached" in capsys.readouterr().out
 
 
 def test_available_memory_is_known_here():
-    free = image_store.available_memory()
+    free = available_memory()
     assert free is None or free > 2**20

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.dataloaders import JointDataset
-from utils.scan import DatasetIndex, scan_dataset
+from utils.dataset.scan import DatasetIndex, scan_dataset
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.labels import Problem, format_label, parse_label, read_label
+from utils.dataset.labels import Problem, format_label, parse_label, read_label
 
 BOX = "0 0.5 0.5 0.2 0.3"
 POLYGON = "1 0.50 0.50 0.72 0.50 0.72 0.79 0.50 0.79"

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.curves import plot_results, read_results
-from utils.loggers import DETECTION_COLUMNS, JOINT_COLUMNS, RunLogger, plain
+from utils.results.curves import plot_results, read_results
+from utils.training.records import DETECTION_COLUMNS, JOINT_COLUMNS, RunLogger, plain
 
 JOINT_ORDER = [
     "train/image_loss",
@@ -200,7 +200,7 @@ def test_a_file_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatc
     log = logger(tmp_path)
     log.epoch(record(0))
     with monkeypatch.context() as patch:
-        patch.setattr("utils.whole_files.os.replace", lambda *_: (_ for _ in ()).throw(PermissionError("in use")))
+        patch.setattr("utils.system.files.os.replace", lambda *_: (_ for _ in ()).throw(PermissionError("in use")))
         log.epoch(record(1))
     assert "results.csv" in capsys.readouterr().out
     assert read_results(log.csv_file)["epoch"].tolist() == [0]  # the old file is whole

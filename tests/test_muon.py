@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils.muon import Muon, orthogonalize
-from utils.optim import FINE_TUNING, build_optimizer, choose_optimizer
+from utils.training.muon import Muon, orthogonalize
+from utils.training.optim import FINE_TUNING, build_optimizer, choose_optimizer
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5), (3, 6, 20)])

@@ -16,7 +16,7 @@ from torch import nn
 from models.common import BottleneckCSP, Conv
 from models.load import load_model
 from models.yolo import Model
-from utils.checkpoint import UnsafeCheckpointError, load_checkpoint, strip_checkpoint
+from utils.weights.checkpoint import UnsafeCheckpointError, load_checkpoint, strip_checkpoint
 
 
 def same_outputs(file, network: nn.Module, fuse: bool = False) -> float:

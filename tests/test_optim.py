@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from utils.config import load_hyp
-from utils.engine import Engine, NonFiniteLoss, rng_state, set_rng_state
-from utils.optim import (
+from utils.dataset.config import load_hyp
+from utils.system.paths import ROOT
+from utils.training.engine import Engine, NonFiniteLoss, rng_state, set_rng_state
+from utils.training.optim import (
     EarlyStopping,
     ModelEMA,
     Schedule,
@@ -22,7 +23,6 @@ from utils.optim import (
     param_groups,
     scaled_weight_decay,
 )
-from utils.paths import ROOT
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data.phantom import generate, label_text
 from data.phantom_echo import ANATOMY, DIASTOLE, NAMES, SYSTOLE, VIEWS, Clip, Machine
-from utils.labels import parse_label
+from utils.dataset.labels import parse_label
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"train_patients": 6, "valid_patients": 3, "clips": 3, "frames": 2}

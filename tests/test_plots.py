@@ -16,16 +16,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.curves import (
-    plot_confusion_matrix,
-    plot_labels,
-    plot_metric_curve,
-    plot_pr_curve,
-    plot_results,
-    plot_task_weights,
-    read_results,
-)
-from utils.figures import safe_text, smooth
 from utils.plots import (
     Annotator,
     _font,
@@ -38,6 +28,16 @@ from utils.plots import (
     text_color_on,
     write_image,
 )
+from utils.results.curves import (
+    plot_confusion_matrix,
+    plot_labels,
+    plot_metric_curve,
+    plot_pr_curve,
+    plot_results,
+    plot_task_weights,
+    read_results,
+)
+from utils.results.figures import safe_text, smooth
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {0: "AR", 1: "MR", 2: "PR", 3: "TR"}
@@ -414,7 +414,7 @@ def test_pyplot_is_neither_needed_nor_changed(tmp_path):
         "import sys, numpy as np, matplotlib\n"
         "settings = lambda: [dict.__getitem__(matplotlib.rcParams, k) for k in matplotlib.rcParams]\n"
         "before = settings()\n"
-        "from utils.curves import plot_confusion_matrix\n"
+        "from utils.results.curves import plot_confusion_matrix\n"
         f"plot_confusion_matrix(np.eye(2), ['a', 'b'], 't', {str(tmp_path / 'm.png')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules and settings() == before"
     )

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from utils.process import SafeStop
+from utils.system.process import SafeStop
 
 
 @pytest.mark.parametrize("number", SafeStop.signals)

@@ -27,8 +27,8 @@ import val_joint
 from benchmarks import formats
 from models.experimental import DetectMultiBackend, attempt_load
 from models.load import load_model
-from utils.checkpoint import load_checkpoint, strip_checkpoint
-from utils.paths import ROOT
+from utils.system.paths import ROOT
+from utils.weights.checkpoint import load_checkpoint, strip_checkpoint
 
 
 def in_zip(value, file: Path) -> Path:

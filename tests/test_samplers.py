@@ -8,8 +8,8 @@ from coloured_pictures import scan, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.samplers import EpochBatchSampler, image_weights
-from utils.scan import DatasetIndex
+from utils.dataset.samplers import EpochBatchSampler, image_weights
+from utils.dataset.scan import DatasetIndex
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import scan
-from utils.image_files import image_to_label_path, list_images, pair_with_labels, verify_image
-from utils.labels import Problem
-from utils.scan import check_strict, problem_table, scan_dataset, shared_pictures
+from utils.dataset import scan
+from utils.dataset.files import image_to_label_path, list_images, pair_with_labels, verify_image
+from utils.dataset.labels import Problem
+from utils.dataset.scan import check_strict, problem_table, scan_dataset, shared_pictures
 
 BOX = "0 0.5 0.5 0.2 0.3"
 

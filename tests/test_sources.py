@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from utils import sources
-from utils.sources import FileSource, ScreenSource, StreamSource, decode_image, open_source, read_image
+from utils.results import sources
+from utils.results.sources import FileSource, ScreenSource, StreamSource, decode_image, open_source, read_image
 
 
 def picture(value: int = 90, size: tuple[int, int] = (48, 64)) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from two_tasks import TwoTasks, train
 
-from utils.balancing import Fixed, GradNorm
+from utils.balancing.gradnorm import Fixed, GradNorm
 
 
 def test_w_may_be_one_tensor_or_several():

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from two_tasks import TwoTasks, train
 
-import utils.balancing
-from utils.balancing import (
+import utils.balancing.gradnorm
+from utils.balancing.gradnorm import (
     BALANCERS,
     Fixed,
     GradNorm,
@@ -73,7 +73,9 @@ def test_a_state_of_another_balancer_is_refused():
 # ---- torchjd --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n, e in utils.balancing.TORCHJD_BALANCERS.items() if e.kind == "scalarization"])
+@pytest.mark.parametrize(
+    "name", [n for n, e in utils.balancing.gradnorm.TORCHJD_BALANCERS.items() if e.kind == "scalarization"]
+)
 def test_a_scalarizer_gives_torchjds_gradient(name):
     model = TwoTasks()
     balancer = build(name, model)
@@ -281,5 +283,5 @@ def test_without_shared_layers_the_default_is_the_fixed_sum():
 
 
 def test_the_example_in_the_documentation_runs():
-    result = doctest.testmod(utils.balancing)
+    result = doctest.testmod(utils.balancing.gradnorm)
     assert result.attempted >= 8 and result.failed == 0

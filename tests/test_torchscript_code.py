@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from models.load import load_model
 from models.yolo import Model
-from utils.config import load_yaml
-from utils.paths import ROOT
-from utils.torchscript_code import read_tensor_code, refuse_other_code
-from utils.yolov5_pickle import UnsafeCheckpointError
+from utils.dataset.config import load_yaml
+from utils.system.paths import ROOT
+from utils.weights.torchscript import read_tensor_code, refuse_other_code
+from utils.weights.yolov5 import UnsafeCheckpointError
 
 MINE = b"of the user\n" * 20
 
@@ -216,7 +216,7 @@ def test_damaged_files_end_in_a_sentence(tmp_path, damage, monkeypatch):
             for name in ("data.pkl", "constants.pkl"):
                 archive.writestr(f"w/{name}", bytes(1 << 20))
     else:
-        monkeypatch.setattr("utils.torchscript_code.CODE_LIMIT", 100)
+        monkeypatch.setattr("utils.weights.torchscript.CODE_LIMIT", 100)
     with pytest.raises(ValueError, match=r"w\.torchscript: no TorchScript file that can be read \(.+\)"):
         load_model(file)
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import train_joint
-from utils.checkpoint import load_checkpoint
-from utils.config import load_yaml, save_yaml
-from utils.evolve import evolve, read_history
-from utils.paths import ROOT
+from utils.dataset.config import load_yaml, save_yaml
+from utils.system.paths import ROOT
+from utils.training.evolve import evolve, read_history
+from utils.weights.checkpoint import load_checkpoint
 
 SIZE = 64
 

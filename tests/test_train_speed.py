@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.config import load_data_config, save_yaml
+from utils.dataset.config import load_data_config, save_yaml
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks/train_speed.py"
 

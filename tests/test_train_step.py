@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from models.yolo import Model
-from utils.balancing import Fixed
+from utils.balancing.gradnorm import Fixed
 from utils.loss import ComputeJointLoss
-from utils.optim import ModelEMA, build_optimizer
+from utils.training.optim import ModelEMA, build_optimizer
 
 
 @torch.no_grad()

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import val_joint
-from utils import coco
-from utils.labels import parse_label
-from utils.reports import image_table, write_coco
-from utils.scan import scan_dataset
+from utils.dataset.labels import parse_label
+from utils.dataset.scan import scan_dataset
+from utils.results import coco
+from utils.results.validation import image_table, write_coco
 
 BACKGROUNDS = (20, 60)  # grey level of the picture: its image class
 OBJECTS = (255, 180)  # grey level of a rectangle: its class
@@ -92,7 +92,7 @@ def data(tmp_path) -> dict:
 
 def run(data, model=None, **options) -> dict:
     if model is not None:  # as a training does: with batches of its own
-        from utils.config import load_data_config
+        from utils.dataset.config import load_data_config
 
         loader_options = {k: options.pop(k) for k in ("workers",) if k in options} or {"workers": 0}
         cfg = load_data_config(data)
@@ -252,7 +252,7 @@ def test_errors_are_one_sentence(data, tmp_path):
 def test_strict(data, tmp_path):
     label = Path(data["path"]) / "val" / "labels" / "a.txt"
     label.write_text(label.read_text() + "\n7 7 7\n")
-    from utils.config import load_data_config
+    from utils.dataset.config import load_data_config
 
     cfg = load_data_config(data)
     with pytest.raises(ValueError, match="a.txt"):
@@ -283,7 +283,7 @@ def test_flags_are_yolov5s(golden):
 def checkpoint(tmp_path_factory) -> Path:
     """An untrained yolov5n_cls for two object and two image classes."""
     from models.yolo import Model
-    from utils.checkpoint import save_checkpoint
+    from utils.weights.checkpoint import save_checkpoint
 
     torch.manual_seed(0)
     model = Model("yolov5n_cls.yaml", nc=2, cls_nc=2)

@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.config import load_yaml, save_yaml
-from utils.paths import ROOT
+from utils.dataset.config import load_yaml, save_yaml
+from utils.system.paths import ROOT
 
 COCO_NAMES = load_yaml(ROOT / "data" / "coco128.yaml")["names"]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from models.yolo import Model
-from utils.checkpoint import save_checkpoint
-from utils.config import load_yaml
-from utils.paths import ROOT
+from utils.dataset.config import load_yaml
+from utils.system.paths import ROOT
+from utils.weights.checkpoint import save_checkpoint
 
 NAMES = {0: "cat", 1: "MR", 2: "dog"}
 VIEWS = {0: "PSAX", 1: "PLAX"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from utils.scan import DatasetIndex
+    from utils.dataset.scan import DatasetIndex
 
 GOOD_RECALL = 0.98  # anchors that reach this stay as they are
 MIN_LABEL_PX = 2.0  # smaller labels say nothing about anchors

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.devices import autocast
+from utils.system.devices import autocast
 
 TRIED = (1, 2, 4, 8, 16)  # batches that are measured; the memory of others lies on a line through these
 DEFAULT = 16

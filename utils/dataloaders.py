@@ -25,9 +25,9 @@ from utils.augmentations import (
     visible_areas,
 )
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
-from utils.image_store import ImageStore
-from utils.samplers import EpochBatchSampler, Key, image_weights
-from utils.scan import DatasetIndex
+from utils.dataset.samplers import EpochBatchSampler, Key, image_weights
+from utils.dataset.scan import DatasetIndex
+from utils.dataset.store import ImageStore
 
 IMAGE_MIXES = ("area", "same_class")
 

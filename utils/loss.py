@@ -256,7 +256,7 @@ class ComputeJointLoss:
 
     Args:
         model: see `ComputeLoss`; `model.cls_nc` > 0 where it has the image-level branch.
-        balancer: gives `.combine(losses)`, see utils/balancing.py; None adds the losses up.
+        balancer: gives `.combine(losses)`, see utils/balancing/gradnorm.py; None adds the losses up.
         hyp: as for `ComputeLoss`, plus `image_label_smoothing`; `model.hyp` if None.
         autobalance: see `ComputeLoss`.
         image_class_weights: [cls_nc], optional, see `image_loss`.

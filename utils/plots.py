@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.paths import increment_path
+from utils.system.paths import increment_path
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 DARK, WHITE = (24, 24, 24), (255, 255, 255)

@@ -1,0 +1,116 @@
+"""An exported file against the network that it was made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.export.network import ExportNetwork, random_pictures, smooth_pictures
+from models.export.readers import ExportedModel, suppress
+from models.load import predict
+from utils.boxes import non_max_suppression
+
+TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2  # float32 files, and those with float16 in them
+
+
+@dataclass
+class Difference:
+    """Largest differences over all inputs.
+
+    Attributes:
+        boxes: Coordinates, pixels.
+        scores: Objectness and class confidences, or the scores of detections.
+        probs: Image-level probabilities; None without an image branch.
+        scaled: Of all values |a - b| / max(1, |b|), which the tolerance is for: a float32 holds seven digits, so a
+            coordinate of some hundred pixels cannot agree as closely as a probability.
+        detections: Detections compared; None for a file without non-max suppression inside.
+    """
+
+    boxes: float = 0.0
+    scores: float = 0.0
+    probs: float | None = None
+    scaled: float = 0.0
+    detections: int | None = None
+
+    def __str__(self) -> str:
+        text = f"boxes {self.boxes:.1e} px, confidences {self.scores:.1e}"
+        text += "" if self.probs is None else f", image probabilities {self.probs:.1e}"
+        return text + ("" if self.detections is None else f" ({self.detections} detections compared)")
+
+
+@torch.inference_mode()
+def check_export(
+    network: ExportNetwork, exported: ExportedModel, file: Path, half: bool = False, plain: ExportedModel | None = None
+) -> Difference:
+    """Runs noise and a smooth picture through both; a file for any size also takes another size and number.
+
+    Args:
+        exported: The file as it was read back.
+        plain: The same without suppression inside, where `exported` has that. Its boxes are compared with the
+            network's, and what our suppression makes of them with the detections of `exported`. (Of two boxes with
+            nearly one score the network's rounding and the file's may prefer either.)
+        file: The name to use in a message.
+        half: The file holds float16.
+
+    Raises:
+        ValueError: They differ by more than the tolerance.
+    """
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    (height, width), stride = network.metadata.imgsz, network.metadata.stride
+    batch, channels = network.example.shape[:2]
+    shapes = [(batch, channels, (height, width))]
+    if network.metadata.dynamic:
+        shapes.append((batch + 1, channels, (max(stride, height // 2 // stride * stride), width + stride)))
+    total = Difference()
+    for shape in shapes:
+        for pictures in (random_pictures, smooth_pictures):
+            images = pictures(*shape).to(network.example)
+            answer = network(images)
+            decoded, probs = (answer, None) if isinstance(answer, Tensor) else answer
+            theirs, their_probs = predict(exported, images)
+            if plain is not None:
+                rows, (theirs, _) = theirs, predict(plain, images)
+                _compare_detections(total, exported, theirs, rows)
+            compare(total, "boxes", theirs[..., :4], decoded[..., :4])
+            compare(total, "scores", theirs[..., 4:], decoded[..., 4:])
+            if probs is not None:
+                compare(total, "probs", their_probs, probs)
+    if not total.scaled <= tolerance:
+        raise ValueError(
+            f"{file} answers otherwise than the network it was made from: largest difference {total.scaled:.1e} "
+            f"(relative above 1), allowed are {tolerance:.0e}; {total}; nothing was written"
+        )
+    return total
+
+
+def compare(total: Difference, key: str, ours: Tensor, theirs: Tensor) -> None:
+    """Raises what `total` has under `key`, and its `scaled`, to the difference of two tensors."""
+    if ours.shape != theirs.shape:
+        total.scaled = float("inf")
+        return
+    ours, theirs = ours.double().cpu(), theirs.double().cpu()
+    difference = (ours - theirs).abs()
+    if difference.numel():
+        setattr(total, key, max(getattr(total, key) or 0.0, float(difference.max())))
+        # NaN compares as unequal to everything and must not be lost in a maximum
+        scaled = (difference / theirs.abs().clamp(min=1)).nan_to_num(nan=float("inf")).max()
+        total.scaled = max(total.scaled, float(scaled))
+
+
+def _compare_detections(total: Difference, exported: ExportedModel, decoded: Tensor, rows: Tensor) -> None:
+    """Each picture's detections with ours for the same boxes, whatever the order of nearly equal scores."""
+    total.detections = total.detections or 0
+    expected = non_max_suppression(decoded, **exported.nms)
+    for ours, theirs in zip(suppress(exported, rows, **exported.nms), expected, strict=True):
+        total.detections += len(theirs)
+        if len(ours) != len(theirs):
+            total.scaled = float("inf")
+            continue
+        if len(ours):
+            apart = (ours[:, None].double().cpu() - theirs[None].double().cpu()).abs().amax(2)
+            nearest = ours[apart.argmin(0).to(ours.device)]
+            compare(total, "boxes", nearest[:, :4], theirs[:, :4])
+            compare(total, "scores", nearest[:, 4:], theirs[:, 4:])

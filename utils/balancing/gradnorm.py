@@ -1,0 +1,404 @@
+"""Balancing the losses of several tasks that share a network: GradNorm, the fixed sum, and others through torchjd.
+
+balancer = build_balancer("gradnorm", num_tasks=2, shared=model.shared_parameters(), alpha=1.5)
+for images, ... in loader:
+    losses = ...                                      # one scalar per task, means per picture
+    balancer.backward(losses, batch_size, scaler)     # in place of loss.backward()
+    ...
+    optimizer.step()
+    balancer.step()                                   # after each optimiser step
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from utils.balancing.base import Balancer, Measurement, flat_gradient, trained
+from utils.balancing.torchjd import TORCHJD_BALANCERS, build_torchjd_balancer, options_of, parse_option
+
+LOGGER = logging.getLogger(__name__)
+
+OWN_BALANCERS = {
+    "gradnorm": "weights that equalise the tasks' gradients and training rates (Chen et al., ICML 2018)",
+    "fixed": "sum with the weights of --task-weights (a tuned one is strong: Kurin et al., NeurIPS 2022)",
+}
+# Flags of `add_balancer_arguments` that only GradNorm heeds -> its argument.
+GRADNORM_FLAGS = {"gradnorm_alpha": "alpha", "gradnorm_lr": "lr", "gradnorm_freeze": "freeze_after"}
+# Its further arguments, for --balancer-option.
+GRADNORM_OPTIONS = {"init_steps": 10, "smoothing": 30.0, "floor": 1e-6}
+# Name -> one line and the paper.
+BALANCERS = OWN_BALANCERS | {name: entry.about for name, entry in TORCHJD_BALANCERS.items()}
+
+
+class Fixed(Balancer):
+    """Sum with constant weights. Task gradients are measured for the record only."""
+
+    name = "fixed"
+
+
+def gradnorm_gradient(
+    weights: Sequence[float], norms: Sequence[float], ratios: Sequence[float], alpha: float
+) -> tuple[list[float], list[float]]:
+    """Derivative of GradNorm's loss with respect to the task weights, in closed form.
+
+    With G_i = w_i g_i, mean Ḡ and r_i = ratio_i / mean_j ratio_j (paper, section 3.1 and equation 2):
+
+        L_grad = sum_i | G_i - Ḡ r_i^alpha |,    the targets Ḡ r_i^alpha being constants
+        dL_grad/dw_i = sign(G_i - Ḡ r_i^alpha) g_i
+
+    because G_i is linear in w_i: no second-order graph is needed.
+
+    Args:
+        weights: w [T].
+        norms: g [T], ||dL_i/dW||_2 of the unweighted losses.
+        ratios: L_i / L_i(0) [T], positive.
+        alpha: strength of the restoring force; at 0 all G_i are drawn to the same size.
+
+    Returns:
+        dL_grad/dw [T], and the targets [T].
+    """
+    weighted = [w * g for w, g in zip(weights, norms, strict=True)]
+    mean_norm = sum(weighted) / len(weighted)
+    mean_ratio = sum(ratios) / len(ratios)
+    targets = [mean_norm * (r / mean_ratio) ** alpha for r in ratios]
+    gradient = [
+        math.copysign(g, d) if (d := wg - t) else 0.0 for wg, t, g in zip(weighted, targets, norms, strict=True)
+    ]
+    return gradient, targets
+
+
+class GradNorm(Balancer):
+    """GradNorm: task weights that keep the tasks' gradients at a common scale and their training at a common pace.
+
+    Z. Chen, V. Badrinarayanan, C.-Y. Lee, A. Rabinovich, "GradNorm: Gradient Normalization for Adaptive Loss Balancing
+    in Deep Multitask Networks", ICML 2018, section 3 and algorithm 1.
+
+    With W the weights of the last shared layers, g_i = ||dL_i/dW||_2, G_i = w_i g_i, their mean Ḡ, and r_i the ratio
+    L_i / L_i(0) over the mean of these ratios, the weights descend
+
+        L_grad = sum_i | G_i - Ḡ r_i^alpha |,    dL_grad/dw_i = sign(G_i - Ḡ r_i^alpha) g_i
+
+    and are scaled to sum to T, so that the learning rate of the network keeps its meaning. A task that lags (r_i > 1)
+    gains weight. Where this departs from, or fills in, the paper:
+
+    * The step is taken in log w: log w_i changes by at most `lr` in the direction of the derivative, so no weight can
+      reach 0 or turn negative, and the unit of the losses does not matter. It ends at the kink of L_grad, G_i = target,
+      where the derivative changes its sign, so weights settle instead of jumping to and fro (truncated subgradient
+      step: Asi and Duchi, SIAM J. Optim. 2019).
+    * L_i(0) is the mean of the first `init_steps` optimiser steps in which the task was present, not one noisy batch.
+      These steps are measured one by one, whatever the interval, so that a short run is balanced early on.
+    * log g_i and log L_i are smoothed over measurements by an exponential mean with a time constant of `smoothing`
+      optimiser steps, corrected for its start: single batches differ so much that the weights would follow their noise
+      (the logarithm, because gradients have spikes). 0 turns it off.
+    * A task that is absent from a step (no label, or a loss that is exactly 0) takes no part in that update, and the
+      others share their own weight. Where a gradient or loss is not finite, the update is left out and counted.
+
+    Args:
+        num_tasks: T.
+        alpha: strength of the restoring force. Higher draws tasks to equal pace more strongly; 0 only equalises norms.
+        lr: largest change of log w_i by one update, before the weights are scaled to their sum.
+        interval: optimiser steps from one update to the next.
+        task_weights: initial weights [T], positive; scaled to sum to T.
+        shared: W, the weights of the last layers that all tasks share.
+        init_steps: optimiser steps over which L_i(0) is taken.
+        smoothing: time constant in optimiser steps, see above.
+        freeze_after: number of epochs after which the weights stay (and gradients are measured on); None never.
+        floor: smallest weight that can be reached.
+
+    Raises:
+        ValueError: An option out of its range; `backward` and `update`: a loss that does not depend on all of W, or is
+            negative.
+
+    Example:
+        >>> import torch
+        >>> trunk, heads = torch.nn.Linear(4, 8), torch.nn.ModuleList([torch.nn.Linear(8, 1), torch.nn.Linear(8, 1)])
+        >>> optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.01)
+        >>> x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+        >>> y = torch.stack((x.sum(1), 10 * x[:, 0]), 1)  # the second task is a hundred times larger
+        >>> balancer = GradNorm(num_tasks=2, alpha=1.5, interval=1)
+        >>> for _ in range(50):
+        ...     features = trunk(x).relu()
+        ...     losses = [(head(features)[:, 0] - y[:, i]).square().mean() for i, head in enumerate(heads)]
+        ...     weights = balancer.update(losses, shared=trunk.weight)
+        ...     optimizer.zero_grad()
+        ...     balancer.combine(losses).backward()
+        ...     optimizer.step()
+        >>> bool(weights[0] > weights[1]), round(float(weights.sum()), 4)
+        (True, 2.0)
+
+    `update` takes T gradients at W. In a training loop `backward` and `step` take T - 1, and handle gradient
+    accumulation, loss scaling and distributed training (see `Balancer`).
+    """
+
+    name = "gradnorm"
+
+    def __init__(
+        self,
+        num_tasks: int,
+        alpha: float = 1.5,
+        lr: float = 0.2,
+        interval: int = 10,
+        task_weights: Sequence[float] | None = None,
+        shared: Tensor | Iterable[Tensor] = (),
+        init_steps: int = 10,
+        smoothing: float = 30.0,
+        freeze_after: int | None = None,
+        floor: float = 1e-6,
+    ) -> None:
+        super().__init__(num_tasks, shared, interval, task_weights)
+        if interval < 1:
+            raise ValueError(f"GradNorm's interval must be at least 1 optimiser step, not {interval}")
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"GradNorm's alpha must be 0 or more, not {alpha}")
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"GradNorm's lr must be positive, not {lr}")
+        if not smoothing >= 0:
+            raise ValueError(f"GradNorm's smoothing must be 0 or more optimiser steps, not {smoothing}")
+        if init_steps < 1:
+            raise ValueError(f"GradNorm's init_steps must be at least 1, not {init_steps}")
+        if not 0 <= floor < 1:
+            raise ValueError(f"GradNorm's floor must be in [0, 1), not {floor}")
+        if freeze_after is not None and freeze_after < 1:
+            raise ValueError(f"GradNorm's freeze_after must be at least 1 epoch, not {freeze_after}")
+        self.alpha, self.lr, self.smoothing = float(alpha), float(lr), float(smoothing)
+        self.init_steps, self.freeze_after, self.floor = int(init_steps), freeze_after, float(floor)
+        self.updates = 0
+        self._measured_at = 0  # optimiser steps taken at the last measurement
+        total = sum(self._weights)
+        self._weights = self._above_floor([w * num_tasks / total for w in self._weights])
+        zeros = [0.0] * num_tasks
+        # Exponential means of logarithms as (weighted sum, sum of weights); L(0) as (sum over steps, number of steps).
+        self._moments = {k: list(zeros) for k in ("norm", "norm_weight", "loss", "loss_weight", "initial", "counted")}
+
+    def update(self, losses: Sequence[Tensor], shared: Tensor | Iterable[Tensor] | None = None) -> Tensor:
+        """Measure T gradients of `losses` at `shared` where due, and adjust the weights; counts as an optimiser step.
+
+        Call it before the backward pass of the same losses. No `.grad` changes, and the graph stays.
+
+        Args:
+            losses: T scalars with a graph.
+            shared: W, if not given to the constructor; one tensor or several.
+
+        Returns:
+            The weights [T].
+
+        Raises:
+            ValueError: No W, or none that trains; a loss that does not depend on all of W.
+        """
+        self._check_number(losses)
+        if shared is not None:
+            self.shared = trained(shared)
+        if not self.shared:
+            raise ValueError("GradNorm needs the parameters that the tasks share, and none that trains was given")
+        self._derived = None
+        window = self._open_window()
+        if window.due:
+            weighted = [loss * w for loss, w in zip(losses, self._weights, strict=True)]
+            window.rows = {i: flat_gradient(loss, self.shared, i) for i, loss in enumerate(weighted)}
+            window.scale = 1.0
+        self._collect(losses, 1, None)
+        self.step()
+        return self.weights
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the weights stay as they are from now on."""
+        return self.freeze_after is not None and self.epoch >= self.freeze_after
+
+    @property
+    def initial_losses(self) -> list[float | None]:
+        """L(0) [T], None for a task that was not seen yet."""
+        m = self._moments
+        return [s / n if n else None for s, n in zip(m["initial"], m["counted"], strict=True)]
+
+    def _due(self) -> bool:
+        return self._measures() and (self.steps < self.init_steps or super()._due())
+
+    def _rebalance(self, measured: Measurement) -> None:
+        if self.frozen:
+            return
+        m, elapsed = self._moments, max(self.steps - self._measured_at, 1)
+        self._measured_at = self.steps
+        for i, (loss, steps) in enumerate(zip(measured.losses, measured.steps, strict=True)):
+            if steps > 0 and loss > 0:
+                self._smooth("loss", i, loss, elapsed)
+                if m["counted"][i] < self.init_steps:
+                    m["initial"][i] += loss * steps
+                    m["counted"][i] += steps
+            if measured.present[i] and measured.norms[i] > 0:
+                self._smooth("norm", i, measured.norms[i], elapsed)
+        # A gradient of exactly 0 says as little about a task as its absence.
+        tasks = [i for i in range(self.num_tasks) if measured.present[i] and measured.norms[i] > 0]
+        if any(measured.losses[i] < 0 for i in tasks):
+            raise ValueError(f"GradNorm needs losses that are not negative, got {measured.losses}")
+        if len(tasks) < 2:
+            return
+        norms = [math.exp(m["norm"][i] / m["norm_weight"][i]) for i in tasks]
+        ratios = [math.exp(m["loss"][i] / m["loss_weight"][i]) * m["counted"][i] / m["initial"][i] for i in tasks]
+        weights = [self._weights[i] for i in tasks]
+        gradient, targets = gradnorm_gradient(weights, norms, ratios, self.alpha)
+        moved = []
+        for w, g, d, target in zip(weights, norms, gradient, targets, strict=True):
+            to_kink = abs(math.log(target) - math.log(w * g)) if target > 0 else math.inf  # 0 by underflow
+            moved.append(w * math.exp(-math.copysign(min(self.lr, to_kink), d) if d else 0.0))
+        # The tasks of this update keep the sum that they had, so all weights together always sum to T.
+        share = sum(weights)
+        for i, w in zip(tasks, self._above_floor([w * share / sum(moved) for w in moved]), strict=True):
+            self._weights[i] = w
+        self.updates += 1
+
+    def _above_floor(self, weights: list[float]) -> list[float]:
+        """`weights` with those below the floor raised to it, at the cost of the others; the sum stays."""
+        low = sum(w <= self.floor for w in weights)
+        if low in (0, len(weights)):
+            return weights
+        above = (sum(weights) - low * self.floor) / sum(w for w in weights if w > self.floor)
+        return [w * above if w > self.floor else self.floor for w in weights]
+
+    def _smooth(self, kind: str, i: int, value: float, elapsed: int) -> None:
+        """Take `value`, measured `elapsed` optimiser steps after the last one, into the exponential mean of task i."""
+        m, keep = self._moments, math.exp(-elapsed / self.smoothing) if self.smoothing else 0.0
+        m[kind][i] = keep * m[kind][i] + (1 - keep) * math.log(value)
+        m[f"{kind}_weight"][i] = keep * m[f"{kind}_weight"][i] + (1 - keep)
+
+    def state_dict(self) -> dict:
+        moments = {k: list(v) for k, v in self._moments.items()}
+        return super().state_dict() | {
+            "moments": moments, "updates": self.updates, "measured_at": self._measured_at,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self._moments = {k: [float(x) for x in state["moments"][k]] for k in self._moments}
+        self.updates, self._measured_at = int(state["updates"]), int(state.get("measured_at", state["steps"]))
+
+
+def build_balancer(
+    name: str,
+    num_tasks: int,
+    shared: Iterable[Tensor] = (),
+    params: Iterable[Tensor] | None = None,
+    **options,
+) -> Balancer:
+    """The balancer called `name` (a key of `BALANCERS`).
+
+    Args:
+        name: see `BALANCERS`.
+        num_tasks: T; with one task every balancer is the plain loss.
+        shared: W, where task gradients are measured.
+        params: all trainable parameters of the network, which gradient aggregators need.
+        options: keyword arguments of the balancer; ValueError for one that it does not have.
+    """
+    if name not in BALANCERS:
+        raise ValueError(f"there is no balancer '{name}'; choose one of: {', '.join(BALANCERS)}")
+    shared = [p for p in shared if p.requires_grad]
+    if num_tasks == 1:
+        return Fixed(1, shared)
+    if not shared and name in TORCHJD_BALANCERS and TORCHJD_BALANCERS[name].kind == "aggregation":
+        LOGGER.warning("The tasks share no layer that trains: --balancer %s has nothing to combine", name)
+    try:
+        if name == "fixed":
+            return Fixed(num_tasks, shared, **options)
+        if name == "gradnorm":
+            if not shared:
+                raise ValueError(
+                    "--balancer gradnorm needs layers that both tasks share and that are not frozen; this model has "
+                    "none, so nothing is there to balance: use --balancer fixed"
+                )
+            return GradNorm(num_tasks, shared=shared, **options)
+        return build_torchjd_balancer(name, num_tasks, shared, params, **options)
+    except TypeError as error:
+        raise ValueError(f"--balancer {name} cannot take these options: {error}") from error
+
+
+def _options(name: str) -> dict:
+    """What --balancer-option may set for a balancer, and the defaults."""
+    own = {"gradnorm": GRADNORM_OPTIONS, "fixed": {}}
+    return own[name] if name in own else options_of(name)
+
+
+def add_balancer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the balancers to a command line."""
+    listing = ";\n".join(f"  {name:12} {about}" for name, about in BALANCERS.items())
+    group = parser.add_argument_group(
+        "balancing the tasks", f"--balancer NAME sets how the losses of both tasks are combined:\n{listing}"
+    )
+    group.add_argument(
+        "--balancer",
+        default=None,
+        choices=list(BALANCERS),
+        metavar="NAME",
+        help="default: gradnorm, or fixed where the tasks share no layer",
+    )
+    group.add_argument("--task-weights", type=float, nargs="+", metavar="W", help="(initial) weights: det image")
+    group.add_argument("--gradnorm-alpha", type=float, help="how strongly a lagging task gains weight (default 1.5)")
+    group.add_argument("--gradnorm-lr", type=float, help="largest change of a log weight by one update (default 0.2)")
+    group.add_argument(
+        "--gradnorm-interval",
+        type=int,
+        default=10,
+        help="optimiser steps between measurements of the task gradients (by other balancers for the record only)",
+    )
+    group.add_argument(
+        "--gradnorm-layers",
+        choices=("all", "last"),
+        default="last",
+        help="measure task gradients at the last layer that the tasks share, which costs next to nothing, or at that "
+        "of every neck level that the image branch reads",
+    )
+    group.add_argument(
+        "--balancer-option",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        default=[],
+        help="further options: " + "; ".join(f"{n} {' '.join(_options(n))}" for n in BALANCERS if _options(n)),
+    )
+    group.add_argument("--gradnorm-freeze", type=int, metavar="EPOCHS", help="keep the weights after so many epochs")
+
+
+def build_balancer_from_args(
+    args: argparse.Namespace,
+    num_tasks: int,
+    shared: Iterable[Tensor] = (),
+    params: Iterable[Tensor] | None = None,
+) -> Balancer:
+    """The balancer that the options of `add_balancer_arguments` ask for; `shared` in the order of the layers.
+
+    Raises:
+        ValueError: An option that the balancer does not have, or a value that makes no sense.
+    """
+    shared = [p for p in shared if p.requires_grad]
+    shared = shared[-1:] if args.gradnorm_layers == "last" else shared
+    name = args.balancer or ("gradnorm" if shared else "fixed")
+    if args.balancer is None and not shared and num_tasks > 1:
+        LOGGER.info("The tasks share no layer that trains, so their losses are added up (--balancer fixed).")
+    if args.task_weights is not None and num_tasks > 1 and len(args.task_weights) != num_tasks:
+        raise ValueError(f"--task-weights needs {num_tasks} numbers, got {len(args.task_weights)}")
+    options: dict = {"interval": args.gradnorm_interval}
+    if args.task_weights is not None:
+        options["task_weights"] = args.task_weights
+    allowed = _options(name)
+    for text in args.balancer_option:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--balancer-option takes KEY=VALUE, not '{text}'")
+        if key not in allowed:
+            flag = next((f for f, k in GRADNORM_FLAGS.items() if k == key and name == "gradnorm"), "")
+            hint = f"use --{flag.replace('_', '-')}" if flag else f"its options: {', '.join(allowed) or 'none'}"
+            raise ValueError(f"--balancer {name} has no option {key} of --balancer-option; {hint}")
+        options[key] = parse_option(name, key, value, allowed[key])
+    for flag, key in GRADNORM_FLAGS.items():
+        value = getattr(args, flag)
+        if value is None:
+            continue
+        if name == "gradnorm":
+            options[key] = value
+        elif num_tasks > 1:
+            LOGGER.warning("--%s has no effect on --balancer %s", flag.replace("_", "-"), name)
+    return build_balancer(name, num_tasks, shared, params, **options)

@@ -1,0 +1,245 @@
+"""What a detection run leaves behind: drawn pictures and videos, label files, a table, crops."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+from urllib.parse import urlparse
+
+import cv2
+import numpy as np
+
+from utils.boxes import xyxy2xywhn
+from utils.dataset.labels import format_label
+from utils.plots import Annotator, colors, save_one_box
+from utils.results.sources import Frame
+from utils.system.paths import UniqueStems
+
+WRITABLE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def draw(
+    image: np.ndarray,
+    detections: np.ndarray,
+    probs: np.ndarray | None,
+    names: dict[int, str],
+    cls_names: dict[int, str],
+    line_thickness: int | None = 3,
+    hide_labels: bool = False,
+    hide_conf: bool = False,
+) -> np.ndarray:
+    """A copy of a picture with its boxes and, in a corner, the image-level answer.
+
+    Args:
+        image: BGR uint8 [H,W,3].
+        detections: [n,6] x1,y1,x2,y2 in pixels, confidence, class.
+        probs: [cls_nc] image-level probabilities, or None.
+        names, cls_names: Object and image classes.
+        line_thickness: Pixels; None grows with the picture.
+        hide_labels: Boxes only.
+        hide_conf: Names without confidences.
+    """
+    annotator = Annotator(image, line_width=line_thickness)
+    for *xyxy, conf, cls in reversed(detections.tolist()):  # the best one comes to lie on top
+        label = "" if hide_labels else names[int(cls)] if hide_conf else f"{names[int(cls)]} {conf:.2f}"
+        annotator.box(xyxy, label, colors(int(cls)))
+    if probs is not None and not hide_labels:
+        best = int(probs.argmax())
+        annotator.image_label(cls_names[best] if hide_conf else f"{cls_names[best]} {probs[best]:.2f}")
+    return annotator.result()
+
+
+def summary(detections: np.ndarray, probs: np.ndarray | None, names: dict[int, str], cls_names: dict[int, str]) -> str:
+    """Both answers in words: `2 persons, 1 bus, image PLAX 0.98`; arguments as in `draw`."""
+    counts = Counter(detections[:, 5].astype(int).tolist())
+    # abbreviations such as MR take no plural s
+    parts = [f"{n} {names[c]}{'s' * (n > 1 and not names[c].isupper())}" for c, n in sorted(counts.items())]
+    parts = parts or ["(no detections)"]
+    if probs is not None:
+        parts.append(f"image {cls_names[int(probs.argmax())]} {probs.max():.2f}")
+    return ", ".join(parts)
+
+
+def label_text(
+    detections: np.ndarray,
+    probs: np.ndarray | None,
+    shape: tuple[int, int],
+    cls_nc: int,
+    with_conf: bool = False,
+    save_format: int = 0,
+) -> str:
+    """Detections as a label file: object rows best first, an empty line, the one-hot image row.
+
+    Confidences, if asked for, end the object rows as in YOLOv5; format 1 gives normalised corners in place of centre
+    and size. Object rows of either kind are no training labels any more; the image row always is one.
+
+    Args:
+        detections: [n,6] x1,y1,x2,y2 in pixels, confidence, class; boxes without an area are left out, as are
+            repeated ones where no confidence tells them apart.
+        probs: [cls_nc] image-level probabilities, or None: no image row.
+        shape: Height and width of the picture.
+        cls_nc: Number of image classes.
+    """
+    height, width = shape
+    detections = detections[(detections[:, 2:4] > detections[:, :2]).all(1)]
+    conf = detections[:, 4] if with_conf else None
+    image_class = int(probs.argmax()) if probs is not None else -1
+    objects = np.concatenate([detections[:, 5:6], xyxy2xywhn(detections[:, :4], w=width, h=height)], 1)
+    if save_format == 0:
+        if not with_conf:  # clipped to the picture, two boxes can become one: a label says it once
+            objects = objects[np.sort(np.unique(objects, axis=0, return_index=True)[1])]
+        return format_label(objects, image_class, cls_nc, conf=conf)
+    corners = detections[:, :4] / np.array([width, height, width, height])
+    columns = [detections[:, 5:6], corners] + ([conf[:, None]] if with_conf else [])
+    rows = "".join(" ".join(f"{v:g}" for v in row) + "\n" for row in np.concatenate(columns, 1))
+    image_row = format_label(objects[:0], image_class, cls_nc).strip()
+    return rows + (f"\n{image_row}\n" if image_row else "")
+
+
+class ResultWriter:
+    """Writes results into the folder of a run; a source path has one name there, whatever is written of it.
+
+    Args:
+        save_dir: Folder of the run.
+        names: Object classes.
+        cls_names: Image classes; empty for a model without the image branch.
+        save_csv: Open `predictions.csv`; rows are appended to one that is there.
+
+    Raises:
+        ValueError: A file of that name would be a source picture, or a table with other columns is there.
+        OSError: Something cannot be written.
+    """
+
+    def __init__(self, save_dir: Path, names: dict[int, str], cls_names: dict[int, str], save_csv: bool = False):
+        self.save_dir, self.names, self.cls_names = save_dir, names, cls_names
+        self.labels = 0  # label files written
+        self._stems = UniqueStems()
+        self._videos: dict[str, tuple[cv2.VideoWriter, tuple[int, int]]] = {}
+        self._video_frames: Counter[str] = Counter()
+        self._table = self._open_table() if save_csv else None
+
+    def __enter__(self) -> ResultWriter:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._close_videos()
+        if self._table:
+            self._table.close()
+
+    def write_label(
+        self, frame: Frame, detections: np.ndarray, probs: np.ndarray | None, with_conf: bool, save_format: int
+    ) -> None:
+        """`labels/<name>.txt`, see `label_text`; no file where there is nothing to say."""
+        text = label_text(detections, probs, frame.image.shape[:2], len(self.cls_names), with_conf, save_format)
+        if text:
+            file = self.save_dir / "labels" / f"{self.name(frame)}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8", newline="\n")
+            self.labels += 1
+
+    def write_rows(self, frame: Frame, detections: np.ndarray, probs: np.ndarray | None) -> None:
+        """Rows of `predictions.csv`, best first; a picture with an image-level answer and no box has one row."""
+        answer = [] if probs is None else [self.cls_names[int(probs.argmax())], f"{probs.max():.4f}"]
+        number = frame.number or ""
+        image_name = file_name(frame.path)
+        rows = [
+            [image_name, self.names[int(cls)], f"{conf:.4f}", *(f"{v:g}" for v in xyxy), *answer, number]
+            for *xyxy, conf, cls in detections.tolist()
+        ]
+        if not rows and answer:
+            rows = [[image_name, "", "", "", "", "", "", *answer, number]]
+        csv.writer(self._table).writerows(rows)
+        self._table.flush()
+
+    def write_crops(self, frame: Frame, detections: np.ndarray) -> None:
+        """`crops/<class>/<name>.jpg`, numbered where there are several."""
+        for *xyxy, _, cls in detections.tolist():
+            folder = self.save_dir / "crops" / _safe(self.names[int(cls)])
+            save_one_box(xyxy, frame.image, file=folder / f"{self.name(frame)}.jpg", BGR=True)
+
+    def write_picture(self, frame: Frame, drawn: np.ndarray) -> None:
+        """A picture under its own name, or the next frame of a video (.mp4) that plays at the source's speed."""
+        if frame.mode != "image":
+            self._write_video_frame(frame, drawn)
+            return
+        suffix = Path(file_name(frame.path)).suffix
+        file = self.save_dir / (self._stem(frame.path) + (suffix if suffix.lower() in WRITABLE_SUFFIXES else ".jpg"))
+        _refuse_overwriting(file, frame.path)
+        write_image(file, drawn)
+
+    def _write_video_frame(self, frame: Frame, drawn: np.ndarray) -> None:
+        height, width = drawn.shape[:2]
+        if frame.path not in self._videos:
+            if frame.mode == "video":
+                self._close_videos()  # video files come one after another
+            file = self.save_dir / f"{self._stem(frame.path)}.mp4"
+            _refuse_overwriting(file, frame.path)
+            video = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), frame.fps, (width, height))
+            if not video.isOpened():
+                raise OSError(f"{file}: OpenCV cannot write this video (codec mp4v, {width}x{height}); try --nosave")
+            self._videos[frame.path] = video, (width, height)
+        video, size = self._videos[frame.path]
+        if (width, height) != size:
+            drawn = cv2.resize(drawn, size)  # a stream that came back with another size
+        copies = 1
+        if frame.seconds is not None:  # live: repeat or skip frames so that the video keeps the clock's time
+            due = int(frame.seconds * frame.fps) + 1 - self._video_frames[frame.path]
+            copies = min(max(due, 0), int(10 * frame.fps))
+        for _ in range(copies):
+            video.write(drawn)
+        self._video_frames[frame.path] += copies
+
+    def _close_videos(self) -> None:
+        for video, _ in self._videos.values():
+            video.release()
+        self._videos.clear()
+
+    def _open_table(self):
+        image_columns = ["image_class", "image_prob"] if self.cls_names else []
+        header = ["Image Name", "Prediction", "Confidence", "x1", "y1", "x2", "y2", *image_columns, "frame"]
+        file = self.save_dir / "predictions.csv"
+        is_new = not file.exists() or file.stat().st_size == 0
+        if not is_new:
+            with file.open(encoding="utf-8", newline="") as f:
+                if next(csv.reader(f)) != header:
+                    raise ValueError(f"{file} is there with other columns: choose another --name, or move it away")
+        table = file.open("a", encoding="utf-8", newline="")
+        if is_new:
+            csv.writer(table).writerow(header)
+        return table
+
+    def name(self, frame: Frame) -> str:
+        """Name without suffix for what is written of a frame; one of a video or stream has its number in it."""
+        return self._stem(frame.path) + (f"_{frame.number}" if frame.mode != "image" else "")
+
+    def _stem(self, path: str) -> str:
+        """Name without suffix for the results of a path; another path of the same name gets a number."""
+        name = file_name(path)
+        return self._stems(path, Path(name).stem if "." in name else name)
+
+
+def write_image(file: str | Path, image: np.ndarray) -> None:
+    """Write a BGR picture in the format of the suffix (`cv2.imwrite` knows no non-ASCII names on Windows)."""
+    ok, encoded = cv2.imencode(Path(file).suffix, image)
+    if not ok:
+        raise OSError(f"{file}: the picture could not be encoded")
+    Path(file).write_bytes(encoded.tobytes())
+
+
+def file_name(path: str) -> str:
+    """Last part of a path; for the address of a stream a name made of all of it."""
+    if "://" not in path:
+        return Path(path).name
+    last = Path(urlparse(path).path).name
+    return last if "." in last else _safe(path.split("://", 1)[1])
+
+
+def _safe(name: str) -> str:
+    """A name without the characters that file systems refuse or read as folders."""
+    return "".join(c if c.isalnum() or c in " ._-" else "_" for c in name).strip(" .") or "_"
+
+
+def _refuse_overwriting(file: Path, source: str) -> None:
+    if file.exists() and Path(source).exists() and file.samefile(source):
+        raise ValueError(f"{file} is the source itself, which is never written to: choose another --project or --name")

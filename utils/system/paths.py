@@ -1,0 +1,92 @@
+"""Where files are: the project's root, configuration files by name, numbered run folders."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from utils.system.downloads import address_of, fetch_address
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG_FOLDERS = (ROOT / "data", ROOT / "data" / "hyps", ROOT / "models")
+CONFIG_SUFFIXES = (".yaml", ".yml")
+
+
+def find_file(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
+    """Find an existing file: as given, in `folders`, in the project root, then by name in its data and model folders.
+
+    The http(s) address of a yaml is fetched to the working folder, unless a file of its name is there.
+
+    Raises:
+        FileNotFoundError: nothing found (the message lists what was tried), or the name is not unique.
+        ValueError: an address whose last part is no yaml.
+    """
+    if address := address_of(name):
+        return fetch_address(address, CONFIG_SUFFIXES).resolve()
+    path = Path(name).expanduser()
+    if not str(name) or str(name) == ".":
+        raise FileNotFoundError("no file name given")
+    candidates = [path]
+    if not path.is_absolute():
+        candidates += [Path(folder) / path for folder in folders]
+        candidates += [ROOT / path, *(folder / path for folder in CONFIG_FOLDERS)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+
+    if not path.is_absolute():
+        patterns = [str(ROOT / folder / "**" / glob.escape(str(path))) for folder in ("data", "models")]
+        matches = sorted(
+            {Path(m).resolve() for p in patterns for m in glob.glob(p, recursive=True) if os.path.isfile(m)}
+        )
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise FileNotFoundError(f"'{name}' is not unique, give a path: {', '.join(map(str, matches))}")
+        candidates += [Path(p) for p in patterns]
+    tried = "\n  ".join(str(c.absolute()) for c in candidates)
+    raise FileNotFoundError(f"'{name}' not found. Tried:\n  {tried}")
+
+
+class UniqueStems:
+    """Stems for files about pictures: equal stems from different folders get `_2`, `_3` and so on."""
+
+    def __init__(self) -> None:
+        self._stems: dict[str, str] = {}  # by path
+        self._used: set[str] = set()
+
+    def __call__(self, path: str | Path, stem: str | None = None) -> str:
+        """The stem for `path`, always the same; built on `stem` where given."""
+        path = str(path)
+        if path not in self._stems:
+            wanted = name = stem or Path(path).stem
+            number = 2
+            while name in self._used:
+                name, number = f"{wanted}_{number}", number + 1
+            self._stems[path] = name
+            self._used.add(name)
+        return self._stems[path]
+
+
+def increment_path(path: str | Path, exist_ok: bool = False, sep: str = "", mkdir: bool = False) -> Path:
+    """`runs/exp` if it is free, else the first free of `runs/exp2`, `runs/exp3`, … (the number goes before a suffix).
+
+    With `mkdir` the folder is made, and of two processes that ask at the same time each gets its own.
+    """
+    path = Path(path)
+    base, suffix = (path, "") if path.is_dir() or not path.suffix else (path.with_suffix(""), path.suffix)
+    number = 1
+    while True:
+        candidate = path if number == 1 else Path(f"{base}{sep}{number}{suffix}")
+        if exist_ok or not candidate.exists():
+            if not mkdir:
+                return candidate
+            try:
+                candidate.mkdir(parents=True, exist_ok=exist_ok)
+                return candidate
+            except FileExistsError:  # another process was faster, or a file has this name
+                if exist_ok:
+                    raise
+        number += 1

@@ -1,0 +1,248 @@
+"""Records of a run: results.csv, training_history.json and TensorBoard events."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.system.files import whole_file
+
+# Column of results.csv (YOLOv5's names) -> where its value stands in an epoch record.
+DETECTION_COLUMNS = {
+    "epoch": ("epoch",),
+    "train/box_loss": ("train", "box"),
+    "train/obj_loss": ("train", "obj"),
+    "train/cls_loss": ("train", "cls"),
+    "metrics/precision": ("metrics", "precision"),
+    "metrics/recall": ("metrics", "recall"),
+    "metrics/mAP_0.5": ("metrics", "map50"),
+    "metrics/mAP_0.5:0.95": ("metrics", "map50_95"),
+    "val/box_loss": ("val", "box"),
+    "val/obj_loss": ("val", "obj"),
+    "val/cls_loss": ("val", "cls"),
+    "x/lr0": ("lr", 0),
+    "x/lr1": ("lr", 1),
+    "x/lr2": ("lr", 2),
+}
+JOINT_COLUMNS = {
+    "train/image_loss": ("train", "image"),
+    "val/image_loss": ("val", "image"),
+    "metrics/image_accuracy": ("metrics", "image_accuracy"),
+    "metrics/image_balanced_accuracy": ("metrics", "image_balanced_accuracy"),
+    "metrics/image_macro_f1": ("metrics", "image_macro_f1"),
+    "weights/det": ("task_weights", "det"),
+    "weights/image": ("task_weights", "image"),
+}
+# What only TensorBoard and the history get.
+EXTRA_SCALARS = {
+    "metrics/f1": ("metrics", "f1"),
+    "metrics/fitness": ("metrics", "fitness"),
+    "grad_norms/det": ("grad_norms", "det"),
+    "grad_norms/image": ("grad_norms", "image"),
+    "interference/cosine": ("grad_cosine",),
+    "interference/conflict_share": ("conflict_share",),
+    "speed/images_per_s": ("images_per_s",),
+    "speed/epoch_seconds": ("seconds",),
+    "memory/peak_gb": ("peak_memory_gb",),
+}
+
+
+def plain(value: Any) -> Any:
+    """`value` as plain JSON data: tensors and arrays become numbers and lists, NaN and infinities become None.
+
+    Raises:
+        TypeError: for anything that is no number, text, None, mapping or sequence.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if hasattr(value, "detach"):
+        value = value.detach().float().cpu().numpy()  # bfloat16 has no NumPy counterpart
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return str(value)
+    raise TypeError(f"cannot write {value!r} of type {type(value).__name__} into the history")
+
+
+def _lookup(record: Mapping, path: tuple) -> float | None:
+    """The number at `path` in a record, None where it, or what holds it, is missing."""
+    value: Any = record
+    for key in path:
+        if isinstance(value, Mapping):
+            value = value.get(key)
+        elif isinstance(value, list | tuple) and isinstance(key, int) and key < len(value):
+            value = value[key]
+        else:
+            return None
+    return value
+
+
+class RunLogger:
+    """Writes the records of a run, one per epoch, into its folder.
+
+    * `results.csv`: YOLOv5's columns; joint runs append those of the image task. What was not measured stays empty.
+    * `training_history.json`: {"epochs": [record, ...]}, the whole records.
+    * TensorBoard events of the same numbers, where the package is installed (one line says so where it is not).
+
+    A record has the keys "epoch", "train", "val", "task_weights", "grad_norms", "grad_cosine", "conflict_share",
+    "grad_measured" and "grad_skipped" (numbers of steps), "metrics", "lr", "seconds", "images_per_s" and
+    "peak_memory_gb"; any but "epoch" may be missing or None. Numbers may be tensors; what is not finite becomes null.
+    Both files are written anew and atomically at every epoch; those of an earlier run in the same folder are replaced,
+    unless `resume` was called first.
+
+    Args:
+        save_dir: folder of the run, made if needed.
+        joint: whether the run has an image task.
+        tensorboard: write TensorBoard events.
+
+    Attributes:
+        history: the records so far, as plain Python data.
+    """
+
+    def __init__(self, save_dir: str | Path, joint: bool, tensorboard: bool = True):
+        self.save_dir, self.joint = Path(save_dir), bool(joint)
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+        self.csv_file = self.save_dir / "results.csv"
+        self.history_file = self.save_dir / "training_history.json"
+        self.columns = DETECTION_COLUMNS | (JOINT_COLUMNS if joint else {})
+        self.history: list[dict] = []
+        self._rows: list[list[str]] = []  # of results.csv
+        self._tensorboard, self._writer, self._first_epoch = bool(tensorboard), None, 0
+
+    def resume(self, epoch: int) -> None:
+        """Continue the records found in the folder with `epoch`; records of that and later epochs are dropped.
+
+        Raises:
+            ValueError: when the history is damaged; the message says what to do.
+        """
+        self._first_epoch = int(epoch)
+        if self.history_file.exists():
+            try:
+                self.history = json.loads(self.history_file.read_text(encoding="utf-8"))["epochs"]
+                self.history = [record for record in self.history if record["epoch"] < epoch]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self.history_file}: not a training history ({error}); move it away to resume without it"
+                ) from error
+        if self.csv_file.exists():
+            # Read by itself, not made anew from the history: that may be gone, or the run may have begun in YOLOv5.
+            with self.csv_file.open(newline="", encoding="utf-8") as f:
+                header, *rows = [[field.strip() for field in row] for row in csv.reader(f)] or [[]]
+            rows = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+            kept = [row for row in rows if row.get("epoch", "").isdigit() and int(row["epoch"]) < epoch]
+            self._rows = [[row.get(column, "") for column in self.columns] for row in kept]
+
+    def epoch(self, record: Mapping) -> None:
+        """Write the record of an epoch; one that is already there, and all after it, are replaced.
+
+        A file that cannot be written now (opened elsewhere under Windows, a full disk) does not end the training: a
+        line says so, and the next epoch writes everything again.
+
+        Raises:
+            TypeError: when the record holds something that is no plain number, text or list.
+        """
+        record = plain(record)
+        number = int(record["epoch"])
+        values = {column: _lookup(record, path) for column, path in self.columns.items()}
+        self.history = [r for r in self.history if r["epoch"] < number] + [record]
+        self._rows = [row for row in self._rows if int(row[0]) < number]
+        self._rows.append([str(number)] + ["" if v is None else f"{v:.5g}" for v in list(values.values())[1:]])
+        table = "".join(map(self._line, [list(self.columns), *self._rows]))
+        for file, text in ((self.history_file, self._json()), (self.csv_file, table)):
+            try:
+                with whole_file(file) as temporary:
+                    temporary.write_text(text, encoding="utf-8", newline="\n")
+            except OSError as error:
+                print(f"WARNING: {file} could not be written in epoch {number} ({error}); the next epoch tries again")
+
+        writer = self._events()
+        if writer:
+            for tag, path in (self.columns | EXTRA_SCALARS).items():
+                value = _lookup(record, path)
+                if value is not None and tag != "epoch":
+                    writer.add_scalar(tag, value, number)
+            writer.flush()
+
+    def image(self, tag: str, file: str | Path, step: int = 0) -> None:
+        """Add a picture file (.jpg or .png) to the TensorBoard events; a file that cannot be read is left out."""
+        import cv2
+
+        writer = self._events()
+        if not writer:
+            return
+        file = Path(file)
+        picture = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) if file.is_file() else None
+        if picture is not None:
+            writer.add_image(tag, picture[..., ::-1], step, dataformats="HWC")
+
+    def graph(self, model, imgsz: int | tuple[int, int] = 640) -> None:
+        """Add the network's graph to the TensorBoard events, traced on a copy in evaluation mode.
+
+        The model itself, and with it its batch statistics and its mode, is not touched. A network that cannot be
+        traced is left out with a line that says so.
+        """
+        import torch
+
+        writer = self._events()
+        if not writer:
+            return
+        height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # the tracer warns of every Python number in a forward pass
+                network = copy.deepcopy(model).cpu().float().eval()
+                picture = torch.zeros(1, 3, height, width)
+                writer.add_graph(torch.jit.trace(network, picture, strict=False, check_trace=False), [])
+        except Exception as error:  # a picture of the graph is never worth a run
+            print(f"TensorBoard: the graph of the network is left out ({type(error).__name__}: {error})")
+
+    def close(self) -> None:
+        """Flush and close the TensorBoard events."""
+        if self._writer:
+            self._writer.close()
+        self._writer, self._tensorboard = None, False
+
+    def __enter__(self) -> RunLogger:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _json(self) -> str:
+        # A line per epoch: readable, and a diff of two runs shows the epochs that differ.
+        lines = ",\n".join(json.dumps(record, allow_nan=False) for record in self.history)
+        return '{"epochs": [\n' + lines + "\n]}\n"
+
+    @staticmethod
+    def _line(fields: list[str]) -> str:
+        # Columns stand under each other as in YOLOv5's file; an empty field has no spaces, so readers take it as NaN.
+        return ",".join(f"{field:>20}" if field else "" for field in fields) + "\n"
+
+    def _events(self):
+        """TensorBoard's writer, made when the first event is due; None without the package."""
+        if self._writer is None and self._tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self._tensorboard = False
+                print("TensorBoard is not installed, no events are written (pip install tensorboard)")
+                return None
+            purge = self._first_epoch if self._first_epoch > 0 else None
+            self._writer = SummaryWriter(str(self.save_dir), purge_step=purge)
+            print(f"TensorBoard: tensorboard --logdir {self.save_dir.parent}")
+        return self._writer
