@@ -27,10 +27,10 @@ from models.build import build_model
 from models.load import find_weights
 from utils.autoanchor import autoanchor
 from utils.autobatch import auto_batch_size
-from utils.balancing.gradnorm import build_balancer_from_args
+from utils.balancing.gradnorm import add_balancer_arguments, build_balancer_from_args
 from utils.boxes import check_img_size
 from utils.dataloaders import create_dataloader
-from utils.dataset.config import DataConfig, ensure_data, load_data_config, load_hyp, save_yaml
+from utils.dataset.config import DataConfig, ensure_data, load_data_config, load_hyp
 from utils.dataset.samplers import image_weights
 from utils.dataset.scan import DatasetIndex, report_problems, scan_dataset, shared_pictures
 from utils.loss import ComputeJointLoss, scale_gains
@@ -54,6 +54,7 @@ from utils.system.devices import (
 )
 from utils.system.paths import ROOT, find_file, increment_path
 from utils.system.process import SafeStop, launch_per_gpu
+from utils.system.yamls import save_yaml
 from utils.training.engine import Engine, NonFiniteLoss, seed_everything
 from utils.training.evolve import evolve
 from utils.training.optim import (
@@ -435,7 +436,9 @@ def finish(run: Run, logger: RunLogger, last: Path, best: Path) -> dict:
 
 
 def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
-    return training_parser(__doc__).parse_args(todays_names(sys.argv[1:] if args is None else args))
+    parser = training_parser(__doc__)
+    add_balancer_arguments(parser)
+    return parser.parse_args(todays_names(sys.argv[1:] if args is None else args))
 
 
 def load_resumed(opt: argparse.Namespace):

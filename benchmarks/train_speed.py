@@ -93,10 +93,11 @@ def detection_copy(source: str, folder: Path, fraction: float, valid: int = 16) 
 
     The peer's label reader does not know the image-level row, so every contestant reads this copy.
     """
-    from utils.dataset.config import ensure_data, load_data_config, save_yaml
+    from utils.dataset.config import ensure_data, load_data_config
     from utils.dataset.files import image_to_label_path, list_images
     from utils.dataset.labels import read_label
     from utils.system.paths import find_file
+    from utils.system.yamls import save_yaml
 
     data = load_data_config(find_file(source, (ROOT / "data",)))
     ensure_data(data)

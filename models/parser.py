@@ -14,8 +14,8 @@ from torch import nn
 from models import common
 from models.heads import Detect, ImageClassifier, ImageHead
 from utils.boxes import make_divisible
-from utils.dataset.config import load_yaml
 from utils.system.paths import ROOT, find_file
+from utils.system.yamls import load_yaml
 
 PREVIOUS, IMAGE = -1, "image"  # sources of a row besides layer numbers
 

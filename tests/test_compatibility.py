@@ -31,8 +31,9 @@ from models.experimental import attempt_load
 from models.load import load_model, predict
 from models.yolo import Model
 from utils.boxes import non_max_suppression
-from utils.dataset.config import DataConfig, load_yaml, save_yaml
+from utils.dataset.config import DataConfig
 from utils.system.paths import ROOT
+from utils.system.yamls import load_yaml, save_yaml
 from utils.weights.checkpoint import load_checkpoint
 
 PAGE = ROOT / "docs" / "yolov5-compatibility.md"

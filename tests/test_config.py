@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from utils.dataset import config
-from utils.dataset.config import DEFAULT_HYP, ensure_data, load_data_config, load_hyp, load_yaml, save_yaml
+from utils.dataset.config import DEFAULT_HYP, ensure_data, load_data_config, load_hyp
 from utils.system import paths
 from utils.system.paths import ROOT, find_file, increment_path
+from utils.system.yamls import load_yaml, save_yaml
 
 HYPS = sorted((ROOT / "data" / "hyps").glob("*.yaml"))
 

@@ -22,9 +22,9 @@ from models.export.readers import read_onnx, suppress
 from models.load import load_model, predict
 from models.yolo import Model
 from utils.boxes import non_max_suppression
-from utils.dataset.config import load_yaml
 from utils.system.packages import need
 from utils.system.paths import ROOT
+from utils.system.yamls import load_yaml
 
 onnx = pytest.importorskip("onnx", reason="the export formats need requirements-export.txt")
 pytest.importorskip("onnxruntime", reason="the export formats need requirements-export.txt")

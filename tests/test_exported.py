@@ -23,8 +23,8 @@ from models.autoshape import AutoShape
 from models.experimental import DetectMultiBackend
 from models.load import load_model, predict
 from utils.boxes import non_max_suppression, xyxy2xywhn
-from utils.dataset.config import save_yaml
 from utils.system.packages import need
+from utils.system.yamls import save_yaml
 from utils.weights.onnx import refuse_outside_weights
 
 for package in ("onnx", "onnxruntime"):

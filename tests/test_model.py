@@ -18,8 +18,8 @@ from models.common import Conv
 from models.heads import CBAM
 from models.parser import LAYERS, load_model_yaml, parse_activation, parse_model
 from models.yolo import Model
-from utils.dataset.config import load_yaml
 from utils.system.paths import ROOT
+from utils.system.yamls import load_yaml
 
 P5 = [f"yolov5{size}" for size in "nsmlx"]
 P6 = [f"yolov5{size}6" for size in "nsmlx"]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from models.load import load_model
 from models.yolo import Model
-from utils.dataset.config import load_yaml
 from utils.system.paths import ROOT
+from utils.system.yamls import load_yaml
 from utils.weights.torchscript import read_tensor_code, refuse_other_code
 from utils.weights.yolov5 import UnsafeCheckpointError
 

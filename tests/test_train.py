@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import train_joint
-from utils.dataset.config import load_yaml, save_yaml
 from utils.system.paths import ROOT
+from utils.system.yamls import load_yaml, save_yaml
 from utils.training.evolve import evolve, read_history
 from utils.weights.checkpoint import load_checkpoint
 

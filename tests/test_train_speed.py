@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.dataset.config import load_data_config, save_yaml
+from utils.dataset.config import load_data_config
+from utils.system.yamls import save_yaml
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks/train_speed.py"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.dataset.config import load_yaml, save_yaml
 from utils.system.paths import ROOT
+from utils.system.yamls import load_yaml, save_yaml
 
 COCO_NAMES = load_yaml(ROOT / "data" / "coco128.yaml")["names"]
 

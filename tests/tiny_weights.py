@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from models.yolo import Model
-from utils.dataset.config import load_yaml
 from utils.system.paths import ROOT
+from utils.system.yamls import load_yaml
 from utils.weights.checkpoint import save_checkpoint
 
 NAMES = {0: "cat", 1: "MR", 2: "dog"}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from models.export.metadata import Metadata
 from utils.boxes import check_img_size, input_multiple, non_max_suppression
-from utils.dataset.config import load_yaml
 from utils.system.packages import need, openvino_core
+from utils.system.yamls import load_yaml
 from utils.weights.onnx import refuse_outside_weights
 from utils.weights.torchscript import read_tensor_code
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.dataset.config import save_yaml
-from utils.metrics import joint_fitness
 from utils.system.files import whole_file
+from utils.system.yamls import save_yaml
 
 # name: (how strongly it mutates, lowest, highest); what is not listed stays as it is
 SEARCH_SPACE: dict[str, tuple[float, float, float]] = {
@@ -97,7 +96,7 @@ def read_history(file: Path) -> list[Trial]:
         if missing := [k for k in METRICS if k not in row]:
             raise ValueError(f"{file}: not the table of an evolution, it has no column {missing[0]}")
         maps = [float(row[k]) for k in METRICS]
-        fitness = float(row.get("fitness", joint_fitness(*maps)))
+        fitness = float(row.get("fitness", 0.1 * maps[0] + 0.9 * maps[1]))  # YOLOv5's fitness
         hyp = {k: as_number(v) for k, v in row.items() if k != "fitness" and not k.startswith(("metrics/", "val/"))}
         trials.append(Trial(fitness, *maps, hyp))
     return trials

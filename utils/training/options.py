@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from utils.balancing.gradnorm import add_balancer_arguments
 from utils.system.devices import AMP_CHOICES
 from utils.system.paths import ROOT
 from utils.training.optim import OPTIMIZERS
@@ -26,7 +25,7 @@ def todays_names(args: Sequence[str]) -> list[str]:
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
-    """The parser of all options, with the balancers'; `description` opens its --help."""
+    """The parser of all options but the balancers'; `description` opens its --help."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--weights", default="", help="start from this checkpoint: ours or any YOLOv5 .pt; empty trains from scratch")
@@ -82,7 +81,6 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     add("--amp", choices=AMP_CHOICES, default="auto", help="auto: float16 on CUDA, bfloat16 on processors that have it")
     add("--memory-format", choices=["auto", "channels_last", "contiguous"], default="auto")
     add("--deterministic", action="store_true", help="ask torch for repeatable kernels on GPUs too (slower)")
-    add_balancer_arguments(parser)
     return parser
 
 
