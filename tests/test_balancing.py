@@ -36,9 +36,10 @@ def measured(norms, losses, present=None, cosine=0.0) -> Measurement:
 # ---- the mathematics ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("priorities", [None, (1.5, 1.2, 0.3)])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.5])
 @pytest.mark.parametrize("seed", range(3))
-def test_closed_form_is_the_double_backward_derivative(alpha, seed):
+def test_closed_form_is_the_double_backward_derivative(alpha, seed, priorities):
     torch.manual_seed(seed)
     shared = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     x, y = torch.randn(6, 4, dtype=torch.float64), torch.randn(3, 6, 5, dtype=torch.float64)
@@ -51,11 +52,12 @@ def test_closed_form_is_the_double_backward_derivative(alpha, seed):
         torch.autograd.grad(w * loss, shared, create_graph=True)[0] for w, loss in zip(weights, losses, strict=True)
     ]
     norms = torch.stack([g.norm() for g in grads])
-    targets = norms.mean().detach() * (ratios / ratios.mean()) ** alpha
+    p = torch.ones(3, dtype=torch.float64) if priorities is None else torch.tensor(priorities, dtype=torch.float64)
+    targets = p * norms.mean().detach() * (ratios / (p * ratios).mean()) ** alpha
     want = torch.autograd.grad((norms - targets).abs().sum(), weights)[0]
 
     plain = [torch.autograd.grad(loss, shared, retain_graph=True)[0].norm().item() for loss in losses]
-    got, got_targets = gradnorm_gradient(weights.tolist(), plain, ratios.tolist(), alpha)
+    got, got_targets = gradnorm_gradient(weights.tolist(), plain, ratios.tolist(), alpha, priorities)
     torch.testing.assert_close(torch.tensor(got, dtype=torch.float64), want, rtol=1e-6, atol=1e-12)
     torch.testing.assert_close(torch.tensor(got_targets, dtype=torch.float64), targets, rtol=1e-6, atol=1e-12)
 
@@ -121,6 +123,78 @@ def test_a_task_that_stalls_gains_weight(alpha):
     neutral = GradNorm(2, 0.0, interval=1)
     neutral._rebalance(measured([1.0, 1.0], [1.0, 0.3]))
     assert neutral._weights == pytest.approx([1.0, 1.0])
+
+
+def at_rest(priorities, alpha=0.0, unit=1.0, steps=80) -> list[float]:
+    """Weighted norms of two tasks that keep pace, `unit` scaling the first task's loss."""
+    w = nn.Parameter(torch.ones(1))
+    balancer = GradNorm(2, alpha, interval=1, smoothing=0, priorities=priorities)
+    for _ in range(steps):
+        balancer.update([0.5 * unit * w.sum(), 2.0 * w.sum()], shared=w)
+    return (balancer.weights * torch.tensor([0.5 * unit, 2.0])).tolist()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.5])
+@pytest.mark.parametrize("priorities", [(1, 1), (1.9, 0.1), (1.8, 0.2), (0.5, 1.5), (9, 1), (1, 30)])
+def test_tasks_that_keep_pace_pull_in_proportion_to_their_priorities(priorities, alpha):
+    one, two = at_rest(priorities, alpha)
+    assert one / two == pytest.approx(priorities[0] / priorities[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("priorities", [(1, 1), (1.8, 0.2), (0.5, 1.5)])
+def test_priorities_do_not_know_the_unit_of_a_loss(priorities):
+    plain, larger = at_rest(priorities), at_rest(priorities, unit=1000.0)
+    assert larger[0] / larger[1] == pytest.approx(plain[0] / plain[1], rel=1e-4)
+
+
+def test_a_priority_of_two_is_a_task_that_counts_twice():
+    """Three tasks, the first two alike: their targets together are those of one task of twice the priority."""
+    gradient, targets = gradnorm_gradient([0.4, 0.4, 1.5], [3.0, 3.0, 0.7], [0.9, 0.9, 0.2], 1.5)
+    merged, joined = gradnorm_gradient([0.8, 1.5], [3.0, 0.7], [0.9, 0.2], 1.5, (2.0, 1.0))
+    assert joined == pytest.approx([targets[0] + targets[1], targets[2]])
+    assert merged == pytest.approx([gradient[0], gradient[2]])
+
+
+def test_equal_priorities_are_the_published_method_bit_for_bit():
+    runs = []
+    for priorities in (None, (1, 1), (7, 7)):
+        model = TwoTasks()
+        runs.append(torch.stack(train(model, GradNorm(2, shared=model.shared, interval=1, priorities=priorities), 15)))
+    assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
+    assert not torch.equal(runs[0][-1], torch.ones(2))
+
+
+def test_a_task_that_lags_gains_under_priorities_too():
+    """At rest G_i is proportional to p_i r_i^alpha."""
+    w = nn.Parameter(torch.ones(1))
+    balancer = GradNorm(2, 1.5, interval=1, init_steps=1, smoothing=0, priorities=(1.8, 0.2))
+    for loss in [1.0] + [0.3] * 60:
+        unit = w.sum() - w.sum().detach()  # a gradient of 1 whatever the loss
+        balancer.update([unit + 1.0, unit + loss], shared=w)
+    stalled, falling = balancer.weights.tolist()
+    assert stalled / falling == pytest.approx(9 * (1 / 0.3) ** 1.5, rel=1e-3)
+
+
+def test_an_absent_task_leaves_the_priorities_of_the_others_as_they_are():
+    w = nn.Parameter(torch.ones(1))
+    balancer = GradNorm(3, alpha=0, interval=1, smoothing=0, priorities=(2.0, 0.5, 0.5))
+    for _ in range(60):
+        balancer.update([w.sum(), 3 * w.sum(), 0 * w.sum()], shared=w)
+    weights = balancer.weights.tolist()
+    assert weights[0] / (3 * weights[1]) == pytest.approx(4, rel=1e-4)
+    assert weights[2] == 1.0 and sum(weights) == pytest.approx(3)
+
+
+def test_priorities_are_kept_on_resume_and_shown():
+    balancer = GradNorm(2, priorities=(9, 1))
+    assert balancer.priorities == pytest.approx([1.8, 0.2]) and "priorities=[1.8, 0.2]" in repr(balancer)
+    state = balancer.state_dict()
+    later = GradNorm(2)
+    later.load_state_dict(state)
+    assert later.priorities == balancer.priorities
+    del state["priorities"]  # of a run before there were any
+    balancer.load_state_dict(state)
+    assert balancer.priorities == [1.0, 1.0]
 
 
 def test_a_step_is_bounded_and_ends_at_the_target():
@@ -317,7 +391,8 @@ def test_weights_stay_after_freeze():
     [
         {"alpha": -1}, {"alpha": math.nan}, {"lr": 0}, {"interval": 0}, {"smoothing": -1}, {"init_steps": 0},
         {"task_weights": (1, 0)}, {"task_weights": (1, -1)}, {"task_weights": (1, 1, 1)}, {"floor": 1}, {"nonsense": 1},
-        {"interval": 2.5}, {"freeze_after": 0},
+        {"interval": 2.5}, {"freeze_after": 0}, {"priorities": (1, 0)}, {"priorities": (1, -1)},
+        {"priorities": (1, math.inf)}, {"priorities": (1, 1, 1)},
     ],
 )  # fmt: skip
 def test_bad_options_are_named(options):

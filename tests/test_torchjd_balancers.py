@@ -219,6 +219,8 @@ def test_the_command_line_builds_what_it_says():
     model = TwoTasks()
     balancer = build_balancer_from_args(parse(), 2, model.shared, model.parameters())
     assert isinstance(balancer, GradNorm) and balancer.alpha == 1.5
+    balancer = build_balancer_from_args(parse("--task-priorities", "1.8", "0.2"), 2, model.shared)
+    assert balancer.priorities == pytest.approx([1.8, 0.2])
     words = "--gradnorm-alpha 0.5 --gradnorm-lr 0.1 --gradnorm-interval 3 --task-weights 1 0.01 --gradnorm-freeze 2"
     balancer = build_balancer_from_args(parse(*words.split()), 2, model.shared)
     assert (balancer.alpha, balancer.lr, balancer.interval, balancer.freeze_after) == (0.5, 0.1, 3, 2)
@@ -247,6 +249,8 @@ def test_the_command_line_builds_what_it_says():
         ("--balancer fixed --balancer-option c=1", "options: none"),
         ("--balancer upgrad --balancer-option pref_vector=1,2,3", "2 numbers"),
         ("--gradnorm-freeze -3", "at least 1 epoch"),
+        ("--task-priorities 1", "--task-priorities needs 2 numbers"),
+        ("--task-priorities 1 0", "2 positive numbers"),
     ],
 )
 def test_options_that_make_no_sense_are_named(words, message):

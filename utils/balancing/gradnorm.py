@@ -28,7 +28,14 @@ OWN_BALANCERS = {
     "fixed": "sum with the weights of --task-weights (a tuned one is strong: Kurin et al., NeurIPS 2022)",
 }
 # Flags of `add_balancer_arguments` that only GradNorm heeds -> its argument.
-GRADNORM_FLAGS = {"gradnorm_alpha": "alpha", "gradnorm_lr": "lr", "gradnorm_freeze": "freeze_after"}
+GRADNORM_FLAGS = {
+    "gradnorm_alpha": "alpha",
+    "gradnorm_lr": "lr",
+    "gradnorm_freeze": "freeze_after",
+    "task_priorities": "priorities",
+}
+# What --task-priorities is where it is not given, det image; (1, 1) is the paper's method.
+DEFAULT_PRIORITIES = (1.0, 1.0)
 # Its further arguments, for --balancer-option.
 GRADNORM_OPTIONS = {"init_steps": 10, "smoothing": 30.0, "floor": 1e-6}
 # Name -> one line and the paper.
@@ -42,30 +49,44 @@ class Fixed(Balancer):
 
 
 def gradnorm_gradient(
-    weights: Sequence[float], norms: Sequence[float], ratios: Sequence[float], alpha: float
+    weights: Sequence[float],
+    norms: Sequence[float],
+    ratios: Sequence[float],
+    alpha: float,
+    priorities: Sequence[float] | None = None,
 ) -> tuple[list[float], list[float]]:
     """Derivative of GradNorm's loss with respect to the task weights, in closed form.
 
-    With G_i = w_i g_i, mean Ḡ and r_i = ratio_i / mean_j ratio_j (paper, section 3.1 and equation 2):
+    With G_i = w_i g_i and priorities p_i, here taken to sum to T:
 
-        L_grad = sum_i | G_i - Ḡ r_i^alpha |,    the targets Ḡ r_i^alpha being constants
-        dL_grad/dw_i = sign(G_i - Ḡ r_i^alpha) g_i
+        Ḡ = sum_i G_i / T,    r_i = ratio_i / (sum_j p_j ratio_j / T)
+        L_grad = sum_i | G_i - p_i Ḡ r_i^alpha |,    the targets p_i Ḡ r_i^alpha being constants
+        dL_grad/dw_i = sign(G_i - p_i Ḡ r_i^alpha) g_i
 
-    because G_i is linear in w_i: no second-order graph is needed.
+    because G_i is linear in w_i: no second-order graph is needed. p = 1 is the paper (section 3.1 and equation 2).
+
+    The rest follows from what a priority should mean: a task of priority n counts as n tasks. Let task i stand n_i
+    times among N = sum_i n_i tasks. The paper's mean of the ratios over the N tasks is then sum_i n_i ratio_i / N, that
+    of the norms sum_i G_i / N, G_i being what all copies of i pull together, and the targets of the copies of i add up
+    to n_i (sum_j G_j / N) r_i^alpha. With p_i = T n_i / N this is p_i Ḡ r_i^alpha. So Ḡ stays the plain mean of G_i,
+    while the mean of the ratios is weighted by the priorities; the targets then sum to about T Ḡ (exactly so where
+    alpha is 1 or the ratios are equal), and weights that sum to T can meet them.
 
     Args:
         weights: w [T].
         norms: g [T], ||dL_i/dW||_2 of the unweighted losses.
         ratios: L_i / L_i(0) [T], positive.
-        alpha: strength of the restoring force; at 0 all G_i are drawn to the same size.
+        alpha: strength of the restoring force; at 0 G_i are drawn to the proportion of the priorities.
+        priorities: p [T], positive; their scale does not matter. All equal if None.
 
     Returns:
         dL_grad/dw [T], and the targets [T].
     """
+    priorities = [1.0] * len(weights) if priorities is None else priorities
     weighted = [w * g for w, g in zip(weights, norms, strict=True)]
-    mean_norm = sum(weighted) / len(weighted)
-    mean_ratio = sum(ratios) / len(ratios)
-    targets = [mean_norm * (r / mean_ratio) ** alpha for r in ratios]
+    mean_norm = sum(weighted) / sum(priorities)
+    mean_ratio = sum(p * r for p, r in zip(priorities, ratios, strict=True)) / sum(priorities)
+    targets = [p * mean_norm * (r / mean_ratio) ** alpha for p, r in zip(priorities, ratios, strict=True)]
     gradient = [
         math.copysign(g, d) if (d := wg - t) else 0.0 for wg, t, g in zip(weighted, targets, norms, strict=True)
     ]
@@ -78,13 +99,15 @@ class GradNorm(Balancer):
     Z. Chen, V. Badrinarayanan, C.-Y. Lee, A. Rabinovich, "GradNorm: Gradient Normalization for Adaptive Loss Balancing
     in Deep Multitask Networks", ICML 2018, section 3 and algorithm 1.
 
-    With W the weights of the last shared layers, g_i = ||dL_i/dW||_2, G_i = w_i g_i, their mean Ḡ, and r_i the ratio
-    L_i / L_i(0) over the mean of these ratios, the weights descend
+    With W the weights of the last shared layers, g_i = ||dL_i/dW||_2, G_i = w_i g_i, their mean Ḡ, priorities p_i with
+    sum T, and r_i the ratio L_i / L_i(0) over the mean of these ratios (weighted by p), the weights descend
 
-        L_grad = sum_i | G_i - Ḡ r_i^alpha |,    dL_grad/dw_i = sign(G_i - Ḡ r_i^alpha) g_i
+        L_grad = sum_i | G_i - p_i Ḡ r_i^alpha |,    dL_grad/dw_i = sign(G_i - p_i Ḡ r_i^alpha) g_i
 
     and are scaled to sum to T, so that the learning rate of the network keeps its meaning. A task that lags (r_i > 1)
-    gains weight. Where this departs from, or fills in, the paper:
+    gains weight. Equal priorities are the paper's method; others say how hard the tasks may pull at W: two tasks that
+    keep pace end at G_1 : G_2 = p_1 : p_2, whatever the scale of their losses (derived in `gradnorm_gradient`). Where
+    this departs from, or fills in, the paper:
 
     * The step is taken in log w: log w_i changes by at most `lr` in the direction of the derivative, so no weight can
       reach 0 or turn negative, and the unit of the losses does not matter. It ends at the kink of L_grad, G_i = target,
@@ -109,6 +132,7 @@ class GradNorm(Balancer):
         smoothing: time constant in optimiser steps, see above.
         freeze_after: number of epochs after which the weights stay (and gradients are measured on); None never.
         floor: smallest weight that can be reached.
+        priorities: p [T], positive; scaled to sum to T. All equal if None.
 
     Raises:
         ValueError: An option out of its range; `backward` and `update`: a loss that does not depend on all of W, or is
@@ -149,6 +173,7 @@ class GradNorm(Balancer):
         smoothing: float = 30.0,
         freeze_after: int | None = None,
         floor: float = 1e-6,
+        priorities: Sequence[float] | None = None,
     ) -> None:
         super().__init__(num_tasks, shared, interval, task_weights)
         if interval < 1:
@@ -165,8 +190,12 @@ class GradNorm(Balancer):
             raise ValueError(f"GradNorm's floor must be in [0, 1), not {floor}")
         if freeze_after is not None and freeze_after < 1:
             raise ValueError(f"GradNorm's freeze_after must be at least 1 epoch, not {freeze_after}")
+        priorities = [1.0] * num_tasks if priorities is None else [float(p) for p in priorities]
+        if len(priorities) != num_tasks or not all(math.isfinite(p) and p > 0 for p in priorities):
+            raise ValueError(f"GradNorm's priorities must be {num_tasks} positive numbers, not {priorities}")
         self.alpha, self.lr, self.smoothing = float(alpha), float(lr), float(smoothing)
         self.init_steps, self.freeze_after, self.floor = int(init_steps), freeze_after, float(floor)
+        self.priorities = [p * num_tasks / sum(priorities) for p in priorities]
         self.updates = 0
         self._measured_at = 0  # optimiser steps taken at the last measurement
         total = sum(self._weights)
@@ -241,7 +270,8 @@ class GradNorm(Balancer):
         norms = [math.exp(m["norm"][i] / m["norm_weight"][i]) for i in tasks]
         ratios = [math.exp(m["loss"][i] / m["loss_weight"][i]) * m["counted"][i] / m["initial"][i] for i in tasks]
         weights = [self._weights[i] for i in tasks]
-        gradient, targets = gradnorm_gradient(weights, norms, ratios, self.alpha)
+        priorities = [self.priorities[i] for i in tasks]
+        gradient, targets = gradnorm_gradient(weights, norms, ratios, self.alpha, priorities)
         moved = []
         for w, g, d, target in zip(weights, norms, gradient, targets, strict=True):
             to_kink = abs(math.log(target) - math.log(w * g)) if target > 0 else math.inf  # 0 by underflow
@@ -270,12 +300,19 @@ class GradNorm(Balancer):
         moments = {k: list(v) for k, v in self._moments.items()}
         return super().state_dict() | {
             "moments": moments, "updates": self.updates, "measured_at": self._measured_at,
+            "priorities": list(self.priorities),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._moments = {k: [float(x) for x in state["moments"][k]] for k in self._moments}
         self.updates, self._measured_at = int(state["updates"]), int(state.get("measured_at", state["steps"]))
+        # A run goes on with the priorities that it began with; before there were any, all were equal.
+        self.priorities = [float(p) for p in state.get("priorities", [1.0] * self.num_tasks)]
+
+    def __repr__(self) -> str:
+        priorities = ", ".join(f"{p:.4g}" for p in self.priorities)
+        return f"{super().__repr__()[:-1]}, alpha={self.alpha:g}, priorities=[{priorities}])"
 
 
 def build_balancer(
@@ -336,6 +373,14 @@ def add_balancer_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: gradnorm, or fixed where the tasks share no layer",
     )
     group.add_argument("--task-weights", type=float, nargs="+", metavar="W", help="(initial) weights: det image")
+    group.add_argument(
+        "--task-priorities",
+        type=float,
+        nargs="+",
+        metavar="P",
+        help="how hard each task may pull at the shared layers under gradnorm: det image; 1 1 is the published method "
+        f"(default {' '.join(f'{p:g}' for p in DEFAULT_PRIORITIES)})",
+    )
     group.add_argument("--gradnorm-alpha", type=float, help="how strongly a lagging task gains weight (default 1.5)")
     group.add_argument("--gradnorm-lr", type=float, help="largest change of a log weight by one update (default 0.2)")
     group.add_argument(
@@ -378,8 +423,9 @@ def build_balancer_from_args(
     name = args.balancer or ("gradnorm" if shared else "fixed")
     if args.balancer is None and not shared and num_tasks > 1:
         LOGGER.info("The tasks share no layer that trains, so their losses are added up (--balancer fixed).")
-    if args.task_weights is not None and num_tasks > 1 and len(args.task_weights) != num_tasks:
-        raise ValueError(f"--task-weights needs {num_tasks} numbers, got {len(args.task_weights)}")
+    for flag in ("task_weights", "task_priorities"):
+        if (given := getattr(args, flag)) is not None and num_tasks > 1 and len(given) != num_tasks:
+            raise ValueError(f"--{flag.replace('_', '-')} needs {num_tasks} numbers, got {len(given)}")
     options: dict = {"interval": args.gradnorm_interval}
     if args.task_weights is not None:
         options["task_weights"] = args.task_weights
@@ -393,6 +439,8 @@ def build_balancer_from_args(
             hint = f"use --{flag.replace('_', '-')}" if flag else f"its options: {', '.join(allowed) or 'none'}"
             raise ValueError(f"--balancer {name} has no option {key} of --balancer-option; {hint}")
         options[key] = parse_option(name, key, value, allowed[key])
+    if name == "gradnorm" and num_tasks == len(DEFAULT_PRIORITIES):
+        options["priorities"] = DEFAULT_PRIORITIES
     for flag, key in GRADNORM_FLAGS.items():
         value = getattr(args, flag)
         if value is None:
