@@ -72,6 +72,7 @@ class DataConfig:
         nc, names: number and names of the object classes.
         cls_nc, cls_names: number and names of the image classes; 0 and {} for plain detection data.
         download: a generator's name or a URL, never code.
+        group: pattern that finds a picture's group (such as its patient) in its file name, see `utils.dataset.split`.
     """
 
     yaml_file: Path | None
@@ -84,6 +85,7 @@ class DataConfig:
     cls_nc: int = 0
     cls_names: dict[int, str] | None = None
     download: str | None = None
+    group: str | None = None
 
     def __post_init__(self):
         if self.cls_names is None:
@@ -123,7 +125,21 @@ def load_data_config(source: str | Path | dict) -> DataConfig:
     download = raw.get("download") or None
     if download is not None and not isinstance(download, str):
         raise ValueError(f"{where}: download: expected a generator's name or a URL")
-    return DataConfig(file, root, paths["train"], paths["val"], paths["test"], nc, names, cls_nc, cls_names, download)
+    return DataConfig(
+        file, root, paths["train"], paths["val"], paths["test"], nc, names, cls_nc, cls_names, download,
+        pattern(raw.get("group"), f"{where}: group"),
+    )  # fmt: skip
+
+
+def pattern(value: Any, where: str) -> str | None:
+    """A regular expression as it is, None for none. ValueError, opened by `where`, for what is no such expression."""
+    if value in (None, ""):
+        return None
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{where}: {value!r} is no regular expression ({error})") from None
+    return value
 
 
 def _classes(raw: dict, count_key: str, names_key: str, prefix: str, where: str) -> tuple[int, dict[int, str]]:

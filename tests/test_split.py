@@ -1,0 +1,175 @@
+"""Divisions of a data set that keep groups together, and their list files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import check_data
+from utils.dataset.config import load_data_config
+from utils.dataset.scan import DatasetIndex, scan_dataset
+from utils.dataset.split import box_classes, find_groups, grouped_parts, need_groups
+from utils.system.yamls import load_yaml, save_yaml
+
+PATIENT = r"^(p\d+)_"
+
+
+def fake_index(boxes: list[list[int]], views: list[int]) -> DatasetIndex:
+    """Index of pictures with these object and image classes; the files do not exist."""
+    offsets = np.cumsum([0] + [len(b) for b in boxes])
+    objects = np.full((offsets[-1], 5), 0.5, np.float32)
+    objects[:, 0] = [c for b in boxes for c in b]
+    files = np.array([f"images/{i}.png" for i in range(len(boxes))])
+    none = np.zeros((0, 2), np.float32), np.zeros(offsets[-1] + 1, np.int64)
+    return DatasetIndex(
+        files, files, np.full((len(boxes), 2), 64, np.int32), objects, offsets, *none, np.array(views), [], 2
+    )
+
+
+def command_line(*args: object) -> None:
+    check_data.main(check_data.parse_opt([str(a) for a in args]))
+
+
+def test_groups_of_names_and_of_paths():
+    files = ["/data/site7/images/p01_c02_f3.jpg", "/data/site8/images/p11_c02_f3.jpg", "/data/site8/images/other.jpg"]
+    assert find_groups(files, PATIENT).tolist() == ["p01", "p11", ""]
+    assert find_groups(files, r"p\d+_c\d+").tolist() == ["p01_c02", "p11_c02", ""]  # no parenthesis: all of it
+    assert find_groups(files, r"/(site\d)/").tolist() == ["site7", "site8", "site8"]
+    with pytest.raises(ValueError, match=r"1 of 3 pictures have no group.*other\.jpg"):
+        need_groups(files, PATIENT)
+
+
+def test_a_picture_counts_for_its_rarest_class():
+    assert box_classes(fake_index([[0, 0, 1], [0], [], [2, 1]], [0] * 4)).tolist() == [1, 0, -1, 2]
+
+
+pictures = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 2), st.integers(-1, 1)), min_size=12, max_size=60)
+
+
+@given(pictures, st.sampled_from([(0.5, 0.5), (0.8, 0.1, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.7, 0.3)]), st.integers(0, 3))
+@settings(max_examples=8, deadline=None)
+def test_no_group_is_parted_and_no_part_is_empty(drawn, shares, seed):
+    groups = np.array([f"p{g}" for g, _, _ in drawn])
+    index = fake_index([[box] for _, box, _ in drawn], [view for _, _, view in drawn])
+    if len(set(groups)) < len(shares):
+        with pytest.raises(ValueError, match="groups cannot fill"):
+            grouped_parts(index, groups, shares, seed)
+        return
+    try:
+        parts = grouped_parts(index, groups, shares, seed)
+    except ValueError as error:  # scikit-learn left a part empty every time
+        assert "unlike sizes" in str(error) and len(set(groups)) < 2 * len(shares)
+        return
+    assert sorted(set(parts)) == list(range(len(shares)))
+    assert all(len(set(parts[groups == g])) == 1 for g in groups)
+    assert (parts == grouped_parts(index, groups, shares, seed)).all()
+
+
+@pytest.mark.slow
+def test_parts_look_like_the_whole():
+    """60 groups of one box class and one view each, five pictures a group: every part has its share of all."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(60)
+    groups = np.repeat([f"p{i}" for i in order], 5)
+    index = fake_index([[int(i) % 3] for i in np.repeat(order, 5)], (np.repeat(order, 5) // 3 % 2).tolist())
+    parts = grouped_parts(index, groups, (0.6, 0.2, 0.2))
+    for values in (np.zeros(300), index.objects[:, 0], index.image_class):
+        for value in np.unique(values):
+            of_class = parts[values == value]
+            assert [np.mean(of_class == p) for p in range(3)] == pytest.approx([0.6, 0.2, 0.2], abs=0.06)
+    assert (grouped_parts(index, groups, (0.6, 0.2, 0.2), seed=1) != parts).any()
+
+
+@pytest.mark.parametrize("shares", [(1.0,), (0.5, 0.4), (1.2, -0.2)])
+def test_shares_must_be_shares(shares):
+    index = fake_index([[0]] * 4, [0] * 4)
+    with pytest.raises(ValueError, match="sum of 1"):
+        grouped_parts(index, np.array(list("abcd")), shares)
+
+
+def linked_set(folder: Path, make_picture) -> Path:
+    """A set of eight patients whose picture folder is a link written as text."""
+    for i in range(16):
+        make_picture(folder / "elsewhere" / "images" / f"p{i // 2:02}_c01_f{i}.png")
+        label = folder / "set" / "train" / "labels" / f"p{i // 2:02}_c01_f{i}.txt"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text(f"{i // 2 % 2} 0.5 0.5 0.2 0.2\n\n{'1 0' if i % 4 < 2 else '0 1'}\n")
+    (folder / "set" / "train" / "images").write_text("../../elsewhere/images")
+    content = {"path": ".", "train": "train/images", "val": "train/images", "group": PATIENT}
+    save_yaml(folder / "set" / "set.yaml", content | {"names": ["a", "b"], "cls_nc": 2, "extra": "kept"})
+    return folder / "set" / "set.yaml"
+
+
+@pytest.fixture
+def make_picture():
+    import cv2
+
+    def write(file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
+
+    return write
+
+
+def test_list_files_keep_the_labels_of_a_written_link(tmp_path, make_picture, capsys):
+    data = linked_set(tmp_path, make_picture)
+    command_line("--data", data, "--folds", 2, "--out", tmp_path / "out")
+    whole = load_data_config(data)
+    index = scan_dataset(whole.train, 2, 2, cache=False, verbose=False)
+    want = dict(zip(index.im_files, zip(index.label_files, index.image_class, strict=True), strict=True))
+    assert len(want) == 16 and set(index.image_class) == {0, 1}
+    seen = []
+    for k in range(2):
+        assert load_yaml(tmp_path / "out" / f"fold{k}.yaml")["extra"] == "kept"
+        fold = load_data_config(tmp_path / "out" / f"fold{k}.yaml")
+        assert fold.group == PATIENT
+        sides = [scan_dataset(side, 2, 2, cache=False, verbose=False) for side in (fold.train, fold.val)]
+        for side in sides:
+            for file, label, view in zip(side.im_files, side.label_files, side.image_class, strict=True):
+                assert Path(label).samefile(want[file][0]) and view == want[file][1]
+        patients = [set(find_groups(side.im_files, PATIENT)) for side in sides]
+        assert not patients[0] & patients[1] and len(patients[0] | patients[1]) == 8
+        seen += list(sides[1].im_files)
+    assert sorted(seen) == sorted(want)  # every picture is validated once
+    assert "fewer than 5 groups" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_split_of_the_real_set(shared, tmp_path):
+    yaml = shared / "heart_by_clip" / "heart_by_clip.yaml"
+    command_line("--data", yaml, "--split", "0.8,0.1,0.1", "--group-regex", PATIENT, "--out", tmp_path)
+    files = {s: (tmp_path / f"split_{s}.txt").read_text().split() for s in ("train", "val", "test")}
+    names = [{re.match(PATIENT, Path(f).name).group(1) for f in files[s]} for s in files]
+    assert len(set().union(*names)) == sum(map(len, names)) == 54
+    assert sum(map(len, files.values())) == 1225
+    assert [len(f) / 1225 for f in files.values()] == pytest.approx([0.8, 0.1, 0.1], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--split", "0.8"], "two or three shares"),
+        (["--split", "a,b"], "two or three shares"),
+        (["--folds", 1], "at least 2"),
+        (["--folds", 9], "8 groups cannot fill 9 parts"),
+        (["--folds", 2, "--group-regex", "("], "no regular expression"),
+        (["--folds", 2, "--group-regex", "^q"], "finds nothing in"),
+    ],
+)
+def test_what_cannot_be_done_is_said(tmp_path, make_picture, args, message):
+    data = linked_set(tmp_path, make_picture)
+    with pytest.raises(ValueError, match=message):
+        command_line("--data", data, "--out", tmp_path / "out", *args)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_group_in_the_yaml_must_be_an_expression():
+    content = {"train": "a", "names": ["x"], "group": "(p"}
+    with pytest.raises(ValueError, match=r"group: '\(p' is no regular expression"):
+        load_data_config(content)
+    assert load_data_config(content | {"group": None}).group is None
