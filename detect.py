@@ -33,6 +33,7 @@ from utils.boxes import scale_boxes
 from utils.results.detections import ResultWriter, draw, summary
 from utils.results.feature_maps import FeatureMaps
 from utils.results.sources import Frame, open_source
+from utils.system.arguments import parse_words
 from utils.system.devices import (
     autocast,
     describe_device,
@@ -298,8 +299,8 @@ def _show(frame: Frame, drawn: np.ndarray) -> bool:
     return cv2.waitKey(1) == ord("q")
 
 
-def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
-    """The command line; `args` defaults to the program's."""
+def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
+    """The command line; see `parse_words` for the arguments."""
     parser = argparse.ArgumentParser(description="Detect objects and answer the image-level question on any source.")
     parser.add_argument(
         "--weights", nargs="+", type=str, default=ROOT / "yolov5s.pt", help="weight file; several: ensemble"
@@ -350,7 +351,7 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--half", action="store_true", help="half precision: float16 on CUDA, bfloat16 on a processor")
     parser.add_argument("--dnn", action="store_true", help="run ONNX weights through OpenCV")
     parser.add_argument("--vid-stride", type=int, default=1, help="use every n-th frame of videos and streams")
-    return parser.parse_args(args)
+    return parse_words(parser, args, known)
 
 
 def main(opt: argparse.Namespace) -> None:

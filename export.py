@@ -18,6 +18,7 @@ import torch
 from models.export.formats import FORMATS, PACKAGES, Job
 from models.load import find_weights, largest_stride, load_model
 from utils.boxes import check_img_size
+from utils.system.arguments import parse_words
 from utils.system.devices import describe_device, select_device, use_all_cores
 from utils.system.packages import need
 from utils.system.paths import ROOT
@@ -172,8 +173,8 @@ def check_flags(
         raise ValueError(f"--topk-all {thresholds['max_det']}: at least one detection")
 
 
-def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
-    """The command line; `args` defaults to the program's."""
+def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
+    """The command line; see `parse_words` for the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", type=str, default=ROOT / "data/coco128.yaml", help="data yaml; no format needs it")
@@ -201,7 +202,7 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--iou-thres", type=float, default=0.45, help="--nms: IoU threshold")
     add("--conf-thres", type=float, default=0.25, help="--nms: confidence threshold")
     add("--include", nargs="+", default=["torchscript"], help="formats: torchscript onnx openvino state_dict")
-    return parser.parse_args(args)
+    return parse_words(parser, args, known)
 
 
 def main(opt: argparse.Namespace) -> None:

@@ -37,6 +37,7 @@ from utils.loss import ComputeJointLoss, scale_gains
 from utils.metrics import joint_fitness
 from utils.plots import plot_images
 from utils.results.curves import plot_labels, plot_results, plot_task_weights
+from utils.system.arguments import parse_words
 from utils.system.devices import (
     World,
     all_reduce_mean,
@@ -435,10 +436,10 @@ def finish(run: Run, logger: RunLogger, last: Path, best: Path) -> dict:
 # Command line ---------------------------------------------------------------------------------------------------------
 
 
-def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
+def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
     parser = training_parser(__doc__)
     add_balancer_arguments(parser)
-    return parser.parse_args(todays_names(sys.argv[1:] if args is None else args))
+    return parse_words(parser, args, known, todays_names)
 
 
 def load_resumed(opt: argparse.Namespace):

@@ -47,6 +47,7 @@ from utils.results.validation import (
     write_coco,
     write_json,
 )
+from utils.system.arguments import parse_words
 from utils.system.devices import (
     amp_dtype,
     autocast,
@@ -381,8 +382,8 @@ def study_sizes(weights: str, opt: argparse.Namespace) -> list[int]:
     return list(dict.fromkeys(check_img_size(imgsz, largest_stride(model)) for imgsz in STUDY_SIZES))
 
 
-def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
-    """The command line; `args` defaults to the program's."""
+def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
+    """The command line; see `parse_words` for the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", default=ROOT / "data/coco128.yaml", help="data yaml")
@@ -409,7 +410,7 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--dnn", action="store_true", help="run ONNX weights through OpenCV")
     add("--strict", action="store_true", help="stop where a picture or label has a fault instead of leaving it out")
     add("--fitness-weight", type=float, default=0.5, help="share of the image accuracy in the fitness, 0..1")
-    opt = parser.parse_args(args)
+    opt = parse_words(parser, args, known)
     opt.save_json |= Path(opt.data).name == "coco.yaml"
     return opt
 

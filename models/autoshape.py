@@ -261,6 +261,9 @@ class Detections:
         return drawn
 
 
+AutoShape.__module__ = Detections.__module__ = "models.common"  # where YOLOv5 has them, and tools look for them
+
+
 def _is_list(ims) -> bool:
     return isinstance(ims, (list, tuple))
 

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 # What YOLOv5 has in this module and scripts import from it; both need the layers, so they are looked up when asked for.
-ELSEWHERE = {"AutoShape": "models.autoshape", "DetectMultiBackend": "models.experimental"}
+ELSEWHERE = {
+    "AutoShape": "models.autoshape",
+    "DetectMultiBackend": "models.experimental",
+    "Detections": "models.autoshape",
+}
 
 
-def __getattr__(name: str) -> type[nn.Module]:
+def __getattr__(name: str) -> type:
     if name not in ELSEWHERE:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(importlib.import_module(ELSEWHERE[name]), name)

@@ -27,11 +27,13 @@ class Detect(nn.Module):
     Attributes:
         anchors: [nl, na, 2] in grid units (pixels / stride), after `set_strides`.
         stride: [nl] pixels per cell.
+        anchor_grid: Per level [1, na, 1, 1, 2] pixels, as converters read it.
         export: Return the decoded boxes alone, as a tuple of one.
         dynamic: Make the cells anew each time, so that a traced graph serves inputs of any size.
     """
 
     export = dynamic = False
+    inplace = True  # YOLOv5's scripts set it; nothing here writes in place
 
     def __init__(self, nc: int, anchors: Sequence[Sequence[float]] | int, ch: Sequence[int]) -> None:
         super().__init__()
@@ -42,6 +44,10 @@ class Detect(nn.Module):
         self.register_buffer("stride", torch.zeros(self.nl), persistent=False)
         self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in ch)
         self.grid: list[Tensor] = [torch.empty(0)] * self.nl
+
+    @property
+    def anchor_grid(self) -> list[Tensor]:
+        return list((self.anchors * self.stride.view(-1, 1, 1)).view(self.nl, 1, self.na, 1, 1, 2))
 
     def maps(self, x: list[Tensor]) -> list[Tensor]:
         """Neck levels [B, c_i, H_i, W_i] -> raw maps [B, na, H_i, W_i, 5 + nc]."""

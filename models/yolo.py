@@ -17,7 +17,7 @@ from models.parser import BRANCHES, IMAGE, PREVIOUS, load_model_yaml, parse_mode
 from utils.boxes import input_multiple
 from utils.weights.checkpoint import Checkpoint
 
-__all__ = ["Detect", "ImageClassifier", "ImageHead", "Model"]
+__all__ = ["Detect", "DetectionModel", "ImageClassifier", "ImageHead", "Model"]
 
 LEFTOVERS = (".anchor_grid", ".total_ops", ".total_params")  # buffers of old or profiled models that nothing needs
 PROBE_SIZES = (128, 1024)  # sides of the picture that finds out the strides; the second one for strides above 64
@@ -26,7 +26,7 @@ TTA = ((1.0, False), (0.83, True), (0.67, False))
 TTA_PADDING = 0.447  # about the mean of ImageNet's pictures
 
 
-class Model(nn.Module):
+class DetectionModel(nn.Module):
     """A detection model, with an image-level branch where the yaml has one.
 
     Args:
@@ -102,6 +102,9 @@ class Model(nn.Module):
             raise ValueError(f"{checkpoint.file}: the weights do not fit the checkpoint's own model yaml: {e}") from e
         model.names, model.cls_names = dict(checkpoint.names), dict(checkpoint.cls_names)
         model.hyp = dict(checkpoint.hyp)
+        for m in model.modules():
+            if isinstance(m, Conv):
+                m.act = copy.deepcopy(m.act)  # a hook on one layer's activation is called for that layer alone
         return model
 
     @property
@@ -116,6 +119,12 @@ class Model(nn.Module):
     def nc(self) -> int:
         return self.detect.nc
 
+    @nc.setter
+    def nc(self, nc: int) -> None:
+        """YOLOv5's training scripts set what the network has."""
+        if nc != self.nc:
+            raise ValueError(f"the network answers for {self.nc} classes, not {nc}: build it with nc={nc}")
+
     @property
     def cls_nc(self) -> int:
         return 0 if self._image_head is None else self.image_head.cls_nc
@@ -129,7 +138,7 @@ class Model(nn.Module):
         """What the sides of pictures must be a multiple of, in pixels."""
         return input_multiple(self.stride)
 
-    def forward(self, x: Tensor, augment: bool = False):
+    def forward(self, x: Tensor, augment: bool = False, profile: bool = False, visualize: bool | str | Path = False):
         """Runs pictures [B, ch, H, W], RGB, 0..1, H and W multiples of the largest stride.
 
         Returns:
@@ -137,6 +146,7 @@ class Model(nn.Module):
             decoded float32. With a branch: a pair of that and the logits [B, cls_nc], float32.
             `augment` (evaluation only): (decoded, None) with the boxes of three scaled or mirrored versions; the logits
             are the logarithm of their mean probabilities.
+            `profile` and `visualize` are YOLOv5's, without effect.
         """
         return self._forward_augmented(x) if augment else self._forward(x)
 
@@ -316,6 +326,9 @@ class Model(nn.Module):
             else:
                 todo += reads(i)
         return [f"{last_conv[i]}.weight" for i in sorted(shared)]
+
+
+Model = DetectionModel  # its name until YOLOv5 v6.1
 
 
 def scale_image(image: Tensor, scale: float, multiple: int) -> Tensor:

@@ -218,7 +218,7 @@ def test_torch_hub(weights, rgb, monkeypatch, tmp_path):
     model.conf = 0.5
     assert model(rgb).pandas().xyxy[0]["name"].isin(NAMES.values()).all()
     bare = torch.hub.load(str(ROOT), "custom", path=str(weights), source="local", autoshape=False, _verbose=False)
-    assert type(bare).__name__ == "Model"
+    assert type(bare).__name__ == "DetectionModel"
     threads = torch.get_num_threads()
     unsuffixed = torch.hub.load(str(ROOT), "custom", str(weights.with_suffix("")), source="local", _verbose=False)
     assert unsuffixed.names == model.names and torch.get_num_threads() == threads
