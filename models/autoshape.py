@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from models.experimental import DetectMultiBackend
@@ -18,9 +18,9 @@ from models.export.readers import fixed_size, suppress
 from models.load import device_of, input_dtype, largest_stride, name_classes, predict
 from utils.augmentations import letterbox
 from utils.boxes import make_divisible, scale_boxes, xyxy2xywh
+from utils.dataset.pictures import from_array, from_pil, read_picture
 from utils.plots import save_one_box
 from utils.results.detections import draw, file_name, summary, write_image
-from utils.results.sources import read_image
 from utils.system.devices import autocast, synchronize, to_input
 from utils.system.paths import increment_path
 
@@ -92,7 +92,7 @@ class AutoShape(nn.Module):
         if _is_list(ims) and not ims:
             raise ValueError("no picture: the list is empty")
         times = [_now(device)]
-        pictures, files = zip(*(_rgb(im, i) for i, im in enumerate(ims if _is_list(ims) else [ims])), strict=True)
+        pictures, files = zip(*(_read(im, i) for i, im in enumerate(ims if _is_list(ims) else [ims])), strict=True)
         longest = size if isinstance(size, int) else max(size)
         scaled = [[int(side * longest / max(im.shape[:2])) for side in im.shape[:2]] for im in pictures]
         fixed = fixed_size(self.model)
@@ -268,36 +268,16 @@ def _is_list(ims) -> bool:
     return isinstance(ims, (list, tuple))
 
 
-def _rgb(im: Picture, i: int) -> tuple[np.ndarray, str]:
+def _read(im: Picture, i: int) -> tuple[np.ndarray, str]:
     """A picture of any kind → RGB uint8 [H,W,3], and a file name for its results."""
-    name = f"image{i}.jpg"
+    name, file = f"picture {i}", f"image{i}.jpg"
     if isinstance(im, (str, Path)):
-        name = Path(file_name(str(im))).with_suffix(".jpg").name
-        return np.ascontiguousarray(read_image(im)[..., ::-1]), name
-    if isinstance(im, Image.Image):
-        if getattr(im, "filename", ""):
-            name = Path(im.filename).with_suffix(".jpg").name
-        return np.asarray(ImageOps.exif_transpose(im).convert("RGB")), name
-    array = np.asarray(im)
-    if array.ndim == 3 and array.shape[0] < 5:  # [3,H,W]
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
-        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, 2)
-    if array.ndim != 3 or array.shape[2] < 3 or not array.size or not np.issubdtype(array.dtype, np.number):
-        raise ValueError(f"picture {i}: expected RGB [H,W,3] of 0..255, got {array.dtype} {list(array.shape)}")
-    return np.ascontiguousarray(_bytes(array[..., :3], i)), name
-
-
-def _bytes(array: np.ndarray, i: int) -> np.ndarray:
-    """Values of 0..255 as uint8, floats rounded. Values that say of themselves that they mean something else are
-    refused: YOLOv5 takes them for nearly black."""
-    if array.dtype == np.uint8:
-        return array
-    if np.iscomplexobj(array) or not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 255):
-        raise ValueError(f"picture {i}: values of a {array.dtype} array must lie in 0..255")
-    if array.max() <= 1 and (array % 1).any():
-        raise ValueError(f"picture {i}: values of a {array.dtype} array are read as 0..255, these lie in 0..1: x 255")
-    return array.round().astype(np.uint8)
+        bgr, file = read_picture(im), file_name(str(im))
+    elif isinstance(im, Image.Image):
+        bgr, file = from_pil(im, name), getattr(im, "filename", "") or file
+    else:
+        bgr = from_array(im, name)
+    return np.ascontiguousarray(bgr[..., ::-1]), Path(file).with_suffix(".jpg").name
 
 
 def _now(device: torch.device) -> float:

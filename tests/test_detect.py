@@ -19,8 +19,9 @@ from models.load import Ensemble, find_weights, load_model, predict
 from models.yolo import Model
 from utils.boxes import non_max_suppression, scale_boxes
 from utils.dataset.labels import parse_label
+from utils.dataset.pictures import read_picture
 from utils.results.detections import ResultWriter, draw, file_name, label_text, summary
-from utils.results.sources import Frame, read_image
+from utils.results.sources import Frame
 from utils.weights.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -442,7 +443,7 @@ def test_reference_boxes_before_rounding(golden, shared):
     model = load_model(golden / "yolov5n_heart_det.pt")
     detector = detect.Detector(model, torch.device("cpu"), (320, 320))
     for k, row in enumerate(expected):
-        image = read_image(shared / "heart" / "valid" / "images" / row["file"])
+        image = read_picture(shared / "heart" / "valid" / "images" / row["file"])
         inputs = detector._letterboxed([image])
         assert list(inputs.shape[1:]) == row["input_chw"]
         with torch.inference_mode():

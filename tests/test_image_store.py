@@ -13,8 +13,9 @@ from coloured_pictures import scan, write_folder
 from PIL import Image
 
 from utils.dataloaders import JointDataset
+from utils.dataset.pictures import read_picture
 from utils.dataset.scan import DatasetIndex, scan_dataset
-from utils.dataset.store import ImageStore, available_memory, read_picture
+from utils.dataset.store import ImageStore, available_memory
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def test_exif_rotation_at_full_and_reduced_size(tmp_path):
     exif[0x112] = 6  # to be turned by 90 degrees
     Image.fromarray(im).save(tmp_path / "a.jpg", exif=exif)
     for divisor in (1, 2, 4):
-        out, used = read_picture(str(tmp_path / "a.jpg"), divisor)
-        assert used == divisor and out.shape == (400 // divisor, 300 // divisor, 3)
+        out = read_picture(str(tmp_path / "a.jpg"), divisor)
+        assert out.shape == (400 // divisor, 300 // divisor, 3)
         assert out[:, -20:].mean() > 50 > out[:, :20].mean()
     index = scan_dataset(str(tmp_path), 1, 0, cache=False, verbose=False)
     np.testing.assert_array_equal(index.shapes, [[300, 400]])

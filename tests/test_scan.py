@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from utils.dataset import scan
-from utils.dataset.files import image_to_label_path, list_images, pair_with_labels, verify_image
+from utils.dataset.files import image_to_label_path, list_images, pair_with_labels
 from utils.dataset.labels import Problem
+from utils.dataset.pictures import check_picture
 from utils.dataset.scan import check_strict, problem_table, scan_dataset, shared_pictures
 
 BOX = "0 0.5 0.5 0.2 0.3"
@@ -165,7 +166,7 @@ def make_picture(case: str, folder: Path) -> Path:
     return file
 
 
-def check_picture(case: str, folder: Path) -> tuple[bool, list[int] | None]:
+def keep_picture(case: str, folder: Path) -> tuple[bool, list[int] | None]:
     """Kept?, shape: and that the file was not written to (fault 4: YOLOv5 rewrites users' JPEGs)."""
     folder.mkdir()
     file = make_picture(case, folder)
@@ -185,7 +186,7 @@ def check_picture(case: str, folder: Path) -> tuple[bool, list[int] | None]:
 
 def test_pictures_as_the_reference_keeps_them(golden, tmp_path):
     for case in json.loads((golden / "labels.json").read_text())["image_cases"]:
-        kept, shape = check_picture(case["case"], tmp_path / case["case"])
+        kept, shape = keep_picture(case["case"], tmp_path / case["case"])
         assert (kept, shape) == (case["image_kept"], case["shape_wh"]), case["case"]
 
 
@@ -200,7 +201,7 @@ def test_pictures_as_the_reference_keeps_them(golden, tmp_path):
     ],
 )
 def test_unusable_pictures_are_named(case, kind, reason, tmp_path):
-    assert check_picture(case, tmp_path / "folder") == (False, None)
+    assert keep_picture(case, tmp_path / "folder") == (False, None)
     index = scan_dataset(str(tmp_path / "folder" / "list.txt"), 1, verbose=False)
     assert index.problems[0].kind == kind and reason in index.problems[0].reason
     assert index.counts["images_left_out"] == 1
@@ -214,7 +215,7 @@ def test_rotated_picture_has_the_shape_that_training_decodes(tmp_path):
         exif[274] = orientation
         image.save(file, exif=exif)
         height, width = cv2.imread(str(file)).shape[:2]
-        assert verify_image(str(file)) == (width, height)
+        assert check_picture(str(file)) == (width, height)
 
 
 def test_nothing_usable_is_an_error(tmp_path):

@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.dataset.pictures import decode_picture, read_picture
 from utils.results import sources
-from utils.results.sources import FileSource, ScreenSource, StreamSource, decode_image, open_source, read_image
+from utils.results.sources import FileSource, ScreenSource, StreamSource, open_source
 
 
 def picture(value: int = 90, size: tuple[int, int] = (48, 64)) -> np.ndarray:
@@ -126,14 +127,14 @@ def test_bad_pictures_are_named_and_left_out(tmp_path):
 def test_cut_picture_is_refused_where_opencv_fills_it_with_grey(monkeypatch, suffix):
     data = cv2.imencode(suffix, picture())[1].tobytes()
     monkeypatch.setattr(sources.cv2, "imdecode", lambda *args: picture())  # as OpenCV 4 does
-    assert np.array_equal(decode_image(data), picture())
+    assert np.array_equal(decode_picture(data), picture())
     with pytest.raises(ValueError, match="cut off"):
-        decode_image(data[:-60])
+        decode_picture(data[:-60])
 
 
 def test_jpeg_without_end_mark_but_with_all_data_is_whole():
     data = cv2.imencode(".jpg", picture())[1].tobytes()
-    assert np.array_equal(decode_image(data + b"\0\0"), decode_image(data))
+    assert np.array_equal(decode_picture(data + b"\0\0"), decode_picture(data))
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -142,7 +143,7 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[274] = 6  # turn by 90 degrees
     Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif)
-    assert read_image(tmp_path / "a.jpg").shape == (64, 48, 3)
+    assert read_picture(tmp_path / "a.jpg").shape == (64, 48, 3)
 
 
 def test_real_pictures_decode_as_in_the_reference(golden, shared):
@@ -150,7 +151,7 @@ def test_real_pictures_decode_as_in_the_reference(golden, shared):
     import zlib
 
     for row in json.loads((golden / "checkpoint_expected.json").read_text())["detect"]["images"]:
-        image = read_image(shared / "heart" / "valid" / "images" / row["file"])
+        image = read_picture(shared / "heart" / "valid" / "images" / row["file"])
         assert list(image.shape[:2]) == row["orig_hw"]
         if zlib.crc32(image.tobytes()) != row["decoded_bgr_crc32"]:
             pytest.skip("this JPEG decoder gives other pixels than the reference's")

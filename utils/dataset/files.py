@@ -1,26 +1,16 @@
-"""Picture files: which there are, which label belongs to each, and whether a picture can be decoded."""
+"""Picture files: which there are, and which label belongs to each."""
 
 from __future__ import annotations
 
 import glob
-import io
 import logging
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
-import numpy as np
-from PIL import Image
+from utils.dataset.pictures import is_picture_name
 
 LOGGER = logging.getLogger(__name__)
-
-IMG_FORMATS = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm")
-MIN_SIDE = 10  # pixels
-
-_PIL_FORMATS = ("BMP", "DNG", "JPEG", "MPO", "PNG", "TIFF", "WEBP", "PPM")  # Pillow calls a .pfm PPM
-_EXIF_ORIENTATION = 274
 
 
 def image_to_label_path(path: str | Path) -> str:
@@ -95,10 +85,6 @@ def _written_link(source: str) -> str | None:
     return target if text and "\0" not in text and os.path.isdir(target) else None
 
 
-def is_picture_name(name: str) -> bool:
-    return os.path.splitext(name)[1][1:].lower() in IMG_FORMATS
-
-
 def _walk(folder: str) -> list[str]:
     """Pictures below a folder. Links are followed, but no folder is entered twice; hidden files are passed over."""
     found, seen, stack = [], set(), [folder]
@@ -129,48 +115,3 @@ def _read_list(source: str) -> list[str]:
         near = os.path.join(folder, line)  # an absolute line stays as it is
         files.append(line if not os.path.exists(near) and os.path.exists(line) else near)
     return files
-
-
-def verify_image(path: str) -> tuple[int, int]:
-    """Check that a picture can be decoded to its end; the file is only read.
-
-    Returns:
-        Width and height in pixels after the EXIF rotation.
-
-    Raises:
-        ValueError: why it cannot be used.
-        OSError: it cannot be read.
-    """
-    if not is_picture_name(path):
-        raise ValueError(f"not a picture format that is supported ({', '.join(IMG_FORMATS)})")
-    data = Path(path).read_bytes()
-    if not data:
-        raise ValueError("the file is empty")
-    try:
-        picture = Image.open(io.BytesIO(data))
-        width, height = picture.size
-        kind = picture.format
-        if kind not in ("JPEG", "MPO") or not data.endswith(b"\xff\xd9"):
-            picture.load()  # decodes all of it, which finds missing data
-        rotated = picture.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
-    except Exception as error:  # decoders raise many types on broken data
-        raise ValueError(f"cannot be decoded ({one_line(error)})") from None
-    if kind not in _PIL_FORMATS:
-        raise ValueError(f"content is {kind}, which is not supported")
-    if min(width, height) < MIN_SIDE:
-        raise ValueError(f"{width}x{height} pixels: a side is below {MIN_SIDE}")
-    # Training decodes with OpenCV, so it has the last word; at an eighth of the size unless a rotation has to be seen.
-    flag = cv2.IMREAD_COLOR if rotated else cv2.IMREAD_REDUCED_GRAYSCALE_8
-    try:
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    except cv2.error:
-        decoded = None
-    if decoded is None:
-        raise ValueError("cannot be decoded by OpenCV")
-    return (decoded.shape[1], decoded.shape[0]) if rotated else (width, height)
-
-
-def one_line(error: Exception) -> str:
-    # Pillow names the buffer's address, which would differ from run to run.
-    text = re.sub(r" ?<_io\.BytesIO[^>]*>", " this file", " ".join(str(error).split()))
-    return text or type(error).__name__

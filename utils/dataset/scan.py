@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from utils.dataset.files import IMG_FORMATS, one_line, pair_with_labels, verify_image
+from utils.dataset.files import pair_with_labels
 from utils.dataset.labels import ParsedLabel, Problem, read_label
+from utils.dataset.pictures import IMG_FORMATS, check_picture, one_line
 
 CACHE_VERSION = 1
 # A picture may train detection without these, so they are reported but are no reason to stop a strict run.
@@ -221,7 +222,7 @@ def _scan_one(file: str, label_file: str, nc: int | None, cls_nc: int) -> tuple[
     if not os.path.exists(file):
         return left_out("the picture does not exist", "missing image")
     try:
-        shape = verify_image(file)
+        shape = check_picture(file)
     except (ValueError, OSError) as error:
         return left_out(one_line(error), "corrupt image")
     try:

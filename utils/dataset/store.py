@@ -17,37 +17,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+from utils.dataset.pictures import REDUCED, read_picture
+
 MEMORY_MARGIN = 1.5  # a cache is made only if this multiple of its size is free
-
-
-def read_picture(path: str, divisor: int = 1) -> tuple[np.ndarray, int]:
-    """Decodes a picture with its EXIF rotation applied.
-
-    Args:
-        divisor: 2, 4 or 8: decode a JPEG at this fraction of its size, which is faster and smooths as it shrinks.
-            Other formats gain nothing from it and come at full size.
-
-    Returns:
-        BGR uint8 [h, w, 3], and the divisor that was used.
-
-    Raises:
-        FileNotFoundError: the file cannot be opened. ValueError: it holds no picture. Both name the file.
-    """
-    try:
-        data = np.fromfile(path, np.uint8)  # unlike imread, takes any path on Windows
-    except OSError as error:
-        raise FileNotFoundError(
-            f"cannot read the picture {path} ({error.strerror}): was it moved or deleted since the run began?"
-        ) from None
-    if data[:3].tobytes() != b"\xff\xd8\xff":
-        divisor = 1
-    im = None
-    with contextlib.suppress(cv2.error):
-        im = cv2.imdecode(data, REDUCED.get(divisor, cv2.IMREAD_COLOR)) if data.size else None
-    if im is None:
-        raise ValueError(f"cannot decode the picture {path}: the file is damaged or was changed since the run began")
-    return im, divisor
 
 
 def fit_shape(height: int, width: int, imgsz: int) -> tuple[int, int]:
@@ -71,8 +43,16 @@ def load_resized(path: str, shape_wh: np.ndarray, imgsz: int, fast: bool) -> np.
     """
     width, height = int(shape_wh[0]), int(shape_wh[1])
     divisor = max((d for d in REDUCED if max(width, height) >= d * imgsz), default=1) if fast else 1
-    im, divisor = read_picture(path, divisor)
-    if (math.ceil(height / divisor), math.ceil(width / divisor)) != im.shape[:2]:
+    try:
+        im = read_picture(path, divisor, scanned=True)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"cannot read the picture {path} ({error.strerror}): was it moved or deleted since the run began?"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{error}: it is damaged or was changed since the run began") from None
+    reduced = math.ceil(height / divisor), math.ceil(width / divisor)
+    if im.shape[:2] not in (reduced, (height, width)):
         raise ValueError(
             f"the picture {path} is not {width}x{height} px any more, as when it was scanned: start the run again"
         )

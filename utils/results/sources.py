@@ -7,8 +7,6 @@ new one) and a context manager that frees cameras and threads. What cannot be re
 from __future__ import annotations
 
 import glob
-import http.client
-import io
 import math
 import re
 import sys
@@ -21,10 +19,8 @@ from urllib.parse import urlparse
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from utils.dataset.files import IMG_FORMATS
-from utils.system.downloads import open_address
+from utils.dataset.pictures import IMG_FORMATS, read_picture
 
 IMAGE_SUFFIXES = frozenset(IMG_FORMATS)
 VIDEO_SUFFIXES = frozenset(["asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv"])
@@ -91,46 +87,6 @@ def open_source(source: str | Path, vid_stride: int = 1) -> FileSource | StreamS
     return FileSource(text, vid_stride)
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """A picture as BGR uint8 [H,W,3], turned upright as its EXIF tag says; works for non-ASCII names and for addresses.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: The content is no picture, or is cut off.
-    """
-    if _is_url(str(path)):
-        try:
-            with open_address(str(path)) as answer:  # only an address that the user named
-                data = answer.read()
-        except http.client.HTTPException as e:
-            raise ValueError(f"{path}: {type(e).__name__}: {e}") from None
-    else:
-        data = Path(path).read_bytes()
-    return decode_image(data, str(path))
-
-
-def decode_image(data: bytes, name: str = "picture") -> np.ndarray:
-    """Encoded bytes → BGR uint8 [H,W,3]; a ValueError that starts with `name` where they are no whole picture."""
-    if not data:
-        raise ValueError(f"{name}: the file is empty")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as e:
-        raise ValueError(f"{name}: not readable as a picture ({e.err})") from None
-    if image is None:
-        raise ValueError(f"{name}: not readable as a picture")
-    # OpenCV fills the missing part of a picture with grey; where the end mark is missing, ask Pillow if data is, too
-    jpeg_cut = data[:2] == b"\xff\xd8" and not data.endswith(b"\xff\xd9")
-    png_cut = data[:4] == b"\x89PNG" and b"IEND" not in data[-64:]
-    if jpeg_cut or png_cut:
-        try:
-            with Image.open(io.BytesIO(data)) as picture:
-                picture.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-            raise ValueError(f"{name}: cut off or damaged ({e})") from None
-    return image
-
-
 class FileSource:
     """Pictures first, then videos, each in order of their names.
 
@@ -170,7 +126,7 @@ class FileSource:
         total = len(self)
         for i, path in enumerate(self.images, 1):
             try:
-                image = read_image(path)
+                image = read_picture(path)
             except (OSError, ValueError) as e:
                 self._problem(str(e) if str(path) in str(e) else f"{path}: {e}")
                 continue
