@@ -105,6 +105,7 @@ def scan_split(run: Run, split: str) -> DatasetIndex:
         run.data.nc,
         run.data.cls_nc,
         single_cls=opt.single_cls,
+        root=run.data.path,
         prefix=split,
         verbose=run.world.is_main,
     )

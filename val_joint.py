@@ -36,13 +36,13 @@ from utils.dataloaders import create_dataloader
 from utils.dataset.config import DataConfig, ensure_data, load_data_config
 from utils.dataset.scan import report_problems, scan_dataset
 from utils.metrics import DetectionMetrics, ImageMetrics, joint_fitness
+from utils.results.detections import label_text
 from utils.results.validation import (
     PLOTTED_BATCHES,
     detection_table,
     draw_batch,
     draw_results,
     image_table,
-    prediction_text,
     speed_line,
     write_coco,
     write_json,
@@ -246,7 +246,8 @@ def run(
             written = in_picture
         for i, path in enumerate(paths):
             if save_txt:
-                text = prediction_text(written[i], shapes[i][0], None if probs is None else probs[i], save_conf)
+                answer = (None, 0) if probs is None else (probs[i].numpy(), probs.shape[1])
+                text = label_text(written[i].numpy(), answer[0], shapes[i][0], answer[1], save_conf)
                 (labels_dir / f"{stems(path)}.txt").write_text(text, encoding="utf-8")
             if save_json:
                 detections_of[str(path)] = in_picture[i].numpy()
@@ -342,7 +343,8 @@ def make_loader(
     """Pictures of a split in batches of like shape, without augmentation; `square`, or `speed`, pads all to squares."""
     split = task if task in ("train", "val", "test") else "val"
     ensure_data(data, (split,))
-    index = scan_dataset(getattr(data, split), data.nc, data.cls_nc, single_cls=single_cls, prefix=split)
+    kinds = {"single_cls": single_cls, "root": data.path, "prefix": split}
+    index = scan_dataset(getattr(data, split), data.nc, data.cls_nc, **kinds)
     report_problems(index.problems, strict)
     square = square or task == "speed"
     return create_dataloader(

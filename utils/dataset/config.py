@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.dataset.files import has_wildcard, split_glob
 from utils.system.paths import ROOT, find_file
 from utils.system.yamls import load_yaml
 
@@ -207,9 +208,11 @@ def _under(base: Path, entry: str) -> str:
 
 
 def _exists(path: str) -> bool:
-    return os.path.exists(path) or (
-        any(c in path for c in "*?[") and os.path.isdir(re.split(r"[/\\][^/\\]*[*?\[]", path)[0])
-    )
+    """Whether there is such a file or folder, or the folder that a pattern begins in."""
+    if not has_wildcard(path):
+        return os.path.exists(path)
+    head, rest = split_glob(path)
+    return any(c in rest.split(os.sep)[0] for c in "*?[") and os.path.isdir(head)
 
 
 def ensure_data(cfg: DataConfig, splits: Iterable[str] = ("train", "val")) -> None:

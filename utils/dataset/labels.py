@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.system.files import read_text
+
 POLYGON_SLACK = 0.01  # vertices this far outside the picture are drawing noise and are clipped; further is an error
 MAX_CLASS = 2**24  # above this float32 cannot hold every whole number
 
@@ -130,8 +132,8 @@ def parse_label(text: str, nc: int | None, cls_nc: int, file: str = "") -> Parse
 
 
 def read_label(path: str | Path, nc: int | None, cls_nc: int) -> ParsedLabel:
-    """Parse a label file (UTF-8; a byte that is none spoils only its row). Raises OSError if it cannot be read."""
-    return parse_label(Path(path).read_bytes().decode("utf-8", errors="replace"), nc, cls_nc, str(path))
+    """Parse a label file (see `read_text`; a byte that is no text spoils only its row). OSError: it cannot be read."""
+    return parse_label(read_text(path, errors="replace"), nc, cls_nc, str(path))
 
 
 def format_label(
@@ -147,7 +149,8 @@ def format_label(
         objects: [n, 5] class, x, y, w, h, normalised. Boxes without area are left out: no label row can hold them.
         image_class: index of the image class, -1 for no image row.
         cls_nc: number of image classes, 0 for plain detection data (no image row).
-        conf: n confidences, written as a sixth column as YOLOv5 does. Such a file is no longer a label file.
+        conf: n confidences, written as a sixth column as YOLOv5 does. Such a file is no longer a label file. Without
+            them a repeated row is left out, which the parser would refuse: clipped, two boxes can become one.
         image_probs: `cls_nc` probabilities written in place of the one-hot row. The same holds.
 
     Raises:
@@ -171,6 +174,8 @@ def format_label(
         if conf is not None:
             fields.append(f"{float(conf[i]):g}")
         rows.append(" ".join(fields))
+    if conf is None:
+        rows = list(dict.fromkeys(rows))
     if cls_nc and image_probs is not None:
         image_row = " ".join(f"{float(p):g}" for p in image_probs)
     elif cls_nc and image_class >= 0:

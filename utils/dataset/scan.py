@@ -22,7 +22,7 @@ from utils.dataset.files import pair_with_labels
 from utils.dataset.labels import ParsedLabel, Problem, read_label
 from utils.dataset.pictures import IMG_FORMATS, check_picture, one_line
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # A picture may train detection without these, so they are reported but are no reason to stop a strict run.
 NOTES = ("missing label", "image row ignored")
 
@@ -124,6 +124,7 @@ def scan_dataset(
     cls_nc: int = 0,
     *,
     single_cls: bool = False,
+    root: str | Path | None = None,
     cache: bool = True,
     workers: int | None = None,
     prefix: str = "train",
@@ -135,6 +136,7 @@ def scan_dataset(
         sources: see `list_images`.
         nc, cls_nc: number of object and image classes.
         single_cls: every object becomes class 0, whatever its number.
+        root: the data's root folder, see `read_list`.
         cache: read and write the result; any change of a picture or label file makes it invalid.
         workers: threads; None for one per core, at most 8.
         prefix: name of the split in the progress bar and the summary.
@@ -145,7 +147,7 @@ def scan_dataset(
         ValueError: no picture can be used.
     """
     sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    files, label_files = pair_with_labels(sources)
+    files, label_files = pair_with_labels(sources, root)
     if not files:
         raise ValueError(
             f"{prefix}: no pictures in {', '.join(map(str, sources))} (looked for {', '.join(IMG_FORMATS)})"

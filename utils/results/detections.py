@@ -87,8 +87,6 @@ def label_text(
     image_class = int(probs.argmax()) if probs is not None else -1
     objects = np.concatenate([detections[:, 5:6], xyxy2xywhn(detections[:, :4], w=width, h=height)], 1)
     if save_format == 0:
-        if not with_conf:  # clipped to the picture, two boxes can become one: a label says it once
-            objects = objects[np.sort(np.unique(objects, axis=0, return_index=True)[1])]
         return format_label(objects, image_class, cls_nc, conf=conf)
     corners = detections[:, :4] / np.array([width, height, width, height])
     columns = [detections[:, 5:6], corners] + ([conf[:, None]] if with_conf else [])

@@ -6,7 +6,6 @@ new one) and a context manager that frees cameras and threads. What cannot be re
 
 from __future__ import annotations
 
-import glob
 import math
 import re
 import sys
@@ -20,7 +19,9 @@ from urllib.parse import urlparse
 import cv2
 import numpy as np
 
+from utils.dataset.files import find_glob, has_wildcard, read_list
 from utils.dataset.pictures import IMG_FORMATS, read_picture
+from utils.system.files import read_text
 
 IMAGE_SUFFIXES = frozenset(IMG_FORMATS)
 VIDEO_SUFFIXES = frozenset(["asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv"])
@@ -162,30 +163,26 @@ class FileSource:
             return self._find_listed(path)
         if path.is_file():
             return [source]
-        if any(c in source for c in "*?["):
-            return sorted(f for f in glob.glob(source, recursive=True) if Path(f).is_file())
+        if has_wildcard(source):
+            return [f for f in find_glob(source) if Path(f).is_file()]
         place = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise FileNotFoundError(f"--source {source}: there is no such file or folder{place}")
 
     def _find_listed(self, list_file: Path) -> list[str]:
-        """Entries of a list file: as they stand (from the working folder), else from the list's folder."""
+        """What the entries of a list file name, see `read_list`."""
         files: list[str] = []
-        for line_number, entry in enumerate(list_file.read_text(encoding="utf-8-sig").splitlines(), 1):
-            entry = entry.strip()
-            if not entry or entry.startswith("#"):
+        for number, entry, path in read_list(list_file):
+            if _is_url(entry):
+                if _kind(entry) is None:
+                    entry = _public_name(entry)
+                    self._problem(f"{list_file}:{number}: {entry} is a stream; streams need a list of their own")
+                else:
+                    files.append(entry)
                 continue
-            if _is_url(entry) and _kind(entry) is None:
-                entry = _public_name(entry)
-                self._problem(f"{list_file}:{line_number}: {entry} is a stream; streams need a list of their own")
-                continue
-            for candidate in (entry, str(list_file.parent / entry)):
-                try:
-                    files += [candidate] if _is_url(candidate) else self._find(candidate)
-                    break
-                except FileNotFoundError:
-                    continue
-            else:
-                self._problem(f"{list_file}:{line_number}: there is no {entry}")
+            try:
+                files += self._find(path)
+            except FileNotFoundError:
+                self._problem(f"{list_file}:{number}: there is no {entry}")
         return files
 
     def _problem(self, text: str) -> None:
@@ -394,7 +391,7 @@ def _kind(path: str) -> str | None:
 
 
 def _lines(path: str) -> list[str]:
-    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines())
+    lines = (line.strip() for line in read_text(path).splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from utils.boxes import xyxy2xywhn
 from utils.dataset.config import DataConfig
-from utils.dataset.labels import format_label
 from utils.dataset.scan import DatasetIndex
 from utils.metrics import CURVE_POINTS, DetectionMetrics, ImageMetrics
 from utils.plots import plot_images
@@ -129,15 +127,6 @@ def draw_batch(batch: int, images, targets, image_targets, found, probs, paths, 
     file = str(save_dir / f"val_batch{batch}_%s.jpg")
     plot_images(images, targets, image_targets, paths, file % "labels", names, cls_names[0])
     plot_images(images, torch.cat(rows), probs, paths, file % "pred", names, cls_names[1])
-
-
-def prediction_text(detections: Tensor, size: Sequence[int], probs: Tensor | None, save_conf: bool) -> str:
-    """Label file of detections [n,6] (pixels of a picture of `size` height, width) and of the likeliest image class."""
-    objects = torch.cat((detections[:, 5:6], xyxy2xywhn(detections[:, :4], size[1], size[0])), 1).numpy()
-    conf = detections[:, 4].numpy() if save_conf else None
-    if probs is None:
-        return format_label(objects, -1, 0, conf)
-    return format_label(objects, int(probs.argmax()), len(probs), conf)
 
 
 def write_coco(

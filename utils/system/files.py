@@ -1,12 +1,39 @@
-"""Files and folders that appear under their name only when they are whole."""
+"""Text files as people save them, and files and folders that appear under their name only when they are whole."""
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def read_text(path: str | Path, errors: str = "strict") -> str:
+    """Content of a text file: UTF-8 with or without its mark, or UTF-16 or UTF-32 with theirs.
+
+    Args:
+        errors: What becomes of bytes that are no text, as in `bytes.decode`.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is in another encoding; the message names the file and what to do.
+    """
+    data = Path(path).read_bytes()
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
+    try:
+        return data.decode(encoding, errors=errors)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{line}: not a UTF-8 text file ({error.reason}): save it as UTF-8") from None
 
 
 @contextmanager

@@ -8,14 +8,13 @@ from typing import Any
 
 import yaml
 
+from utils.system.files import read_text
+
 
 def load_yaml(path: str | Path) -> Any:
-    """Content of a yaml file (UTF-8, a byte-order mark is fine). ValueError with file and line if it is no yaml."""
-    path = Path(path)
+    """Content of a yaml file (see `read_text`). ValueError with file and line if it is no yaml."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
+        return yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
