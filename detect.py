@@ -22,12 +22,11 @@ from models.export.readers import (
     fixed_size,
     input_size,
     refuse_augment,
-    suppress,
     tell_dnn,
     tell_thresholds,
     usable_half,
 )
-from models.load import find_weights, input_dtype, largest_stride, load_model, name_classes, predict
+from models.load import find_weights, input_dtype, largest_stride, load_model, name_classes
 from utils.augmentations import letterbox
 from utils.boxes import scale_boxes
 from utils.results.detections import ResultWriter, draw, summary
@@ -76,7 +75,7 @@ class Detector:
         self.dtype = input_dtype(model)
         self.seen, self.seconds, self.shape = 0, np.zeros(3), (1, 3, *imgsz)
         if device.type == "cuda":
-            predict(model, torch.zeros(self.shape, device=device, dtype=self.dtype))  # loads the kernels
+            model(torch.zeros(self.shape, device=device, dtype=self.dtype))  # loads the kernels
 
     @torch.inference_mode()
     def __call__(self, pictures: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray | None], float]:
@@ -85,13 +84,14 @@ class Detector:
         images = self._letterboxed(pictures)
         t1 = self._now()
         with autocast(self.device, self.half, half_dtype(self.device)):
-            decoded, probs = predict(self.model, images, self.augment)
+            answer = self.model(images, augment=self.augment)
         t2 = self._now()
-        found = suppress(self.model, decoded, **self.nms)
+        found = answer.detections(**self.nms)
         self.seconds += (t1 - t0, t2 - t1, self._now() - t2)
         self.seen, self.shape = self.seen + len(pictures), tuple(images.shape)
         detections = [_in_picture(d, images.shape[2:], im.shape[:2]) for d, im in zip(found, pictures, strict=True)]
-        return detections, [None] * len(pictures) if probs is None else list(probs.cpu().numpy()), t2 - t1
+        probs = [None] * len(pictures) if answer.probs is None else list(answer.probs.cpu().numpy())
+        return detections, probs, t2 - t1
 
     def _letterboxed(self, pictures: list[np.ndarray]) -> torch.Tensor:
         """BGR pictures → [B,3,H,W] in 0..1 on the device; pictures of one size are padded to the next stride only."""

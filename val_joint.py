@@ -18,14 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from models.export.readers import (
     fixed_size,
     input_size,
     refuse_augment,
-    suppress,
     tell_dnn,
     tell_thresholds,
     usable_half,
@@ -211,15 +210,14 @@ def run(
         with clock("preprocess"):
             inputs = to_input(images, device, layout)
         with clock("inference"), autocast(device, dtype is not None, dtype):
-            decoded, maps, logits = split_output(model, model(inputs, augment=augment))
-        if criterion is not None and maps is not None:
+            answer = model(inputs, augment=augment)
+        if criterion is not None and answer.maps is not None:
             with clock("loss"):
-                train_output = maps if logits is None else (maps, logits)
-                parts = criterion(train_output, targets.to(device), image_targets)[1]
+                parts = criterion(answer.raw, targets.to(device), image_targets)[1]
                 losses.add(parts, len(images), int((image_targets.sum(1) > 0).sum()))
         with clock("nms"):
-            found = [d.cpu() for d in suppress(model, decoded, **nms)]
-        probs = None if logits is None else logits.float().softmax(1).cpu()
+            found = [d.cpu() for d in answer.detections(**nms)]
+        probs = None if answer.probs is None else answer.probs.cpu()
 
         targets = targets.cpu().float()
         scale = torch.tensor([width, height, width, height])
@@ -240,7 +238,7 @@ def run(
         if save_hybrid:  # known boxes enter the files, but never the metrics
             known = torch.cat((targets[:, 1:2], targets[:, 2:6] * scale), 1).to(device)
             known = [known[targets[:, 0] == i] for i in range(len(images))]
-            merged = [d.cpu() for d in suppress(model, decoded, labels=known, **nms)]
+            merged = [d.cpu() for d in answer.detections(labels=known, **nms)]
             written = [scale_boxes((height, width), d, *shape) for d, shape in zip(merged, shapes, strict=True)]
         else:
             written = in_picture
@@ -320,12 +318,6 @@ def classes_of(model: nn.Module, data: DataConfig, single_cls: bool) -> tuple[di
             print(f"WARNING: {data.source} names the classes {ours}, the network {dict(theirs)}; the data's are used")
     names = {0: "item"} if single_cls and data.nc > 1 else data.names
     return names, data.cls_names if data.cls_nc and model.cls_nc else {}
-
-
-def split_output(model: nn.Module, output) -> tuple[Tensor, list[Tensor] | None, Tensor | None]:
-    """Decoded boxes [B,n,5+nc], raw maps (None with test-time augmentation), image logits [B,cls_nc] (or None)."""
-    (decoded, maps), logits = output if model.cls_nc else (output, None)
-    return decoded, maps, logits
 
 
 def make_loader(

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import export
 import val_joint
-from models.load import largest_stride, load_model, predict
+from models.load import largest_stride, load_model
 from utils.boxes import check_img_size
 from utils.dataset.config import load_data_config
 from utils.system.devices import describe_device, select_device, to_input, use_all_cores
@@ -63,7 +63,7 @@ def time_all(models: dict[str, torch.nn.Module], pictures: torch.Tensor, rounds:
         picture = pictures[r % len(pictures)][None]
         for name, model in models.items():
             start = time.perf_counter()
-            predict(model, picture)
+            model(picture)
             if r >= 3:  # the first calls set things up
                 times[name].append((time.perf_counter() - start) * 1e3)
     return times
@@ -76,11 +76,11 @@ def differences(models: dict[str, torch.nn.Module], pictures: torch.Tensor) -> d
     for name, model in models.items():
         box = rest = 0.0
         for picture in pictures:
-            ours, theirs = (predict(m, picture[None]) for m in (model, models["PyTorch"]))
-            box = max(box, float((ours[0][..., :4] - theirs[0][..., :4]).abs().max()))
-            rest = max(rest, float((ours[0][..., 4:] - theirs[0][..., 4:]).abs().max()))
-            if theirs[1] is not None:
-                rest = max(rest, float((ours[1] - theirs[1]).abs().max()))
+            ours, theirs = (m(picture[None]) for m in (model, models["PyTorch"]))
+            box = max(box, float((ours.boxes[..., :4] - theirs.boxes[..., :4]).abs().max()))
+            rest = max(rest, float((ours.boxes[..., 4:] - theirs.boxes[..., 4:]).abs().max()))
+            if theirs.probs is not None:
+                rest = max(rest, float((ours.probs - theirs.probs).abs().max()))
         texts[name] = f"{box:.1e} px, {rest:.1e}"
     return texts
 

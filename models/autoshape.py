@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.experimental import DetectMultiBackend
-from models.export.readers import fixed_size, suppress
-from models.load import device_of, input_dtype, largest_stride, name_classes, predict
+from models.export.readers import fixed_size
+from models.load import device_of, input_dtype, largest_stride, name_classes
 from utils.augmentations import letterbox
 from utils.boxes import make_divisible, scale_boxes, xyxy2xywh
 from utils.dataset.pictures import from_array, from_pil, read_picture
@@ -103,12 +103,10 @@ class AutoShape(nn.Module):
         times.append(_now(device))
 
         with autocast(device, self.amp):
-            decoded, probs = predict(self.model, images, augment)
+            answer = self.model(images, augment=augment)
         times.append(_now(device))
 
-        found = suppress(
-            self.model,
-            decoded,
+        found = answer.detections(
             conf_thres=self.conf,
             iou_thres=self.iou,
             classes=self.classes,
@@ -121,8 +119,9 @@ class AutoShape(nn.Module):
         times.append(_now(device))
         milliseconds = tuple((b - a) * 1e3 / len(pictures) for a, b in zip(times, times[1:], strict=False))
         return Detections(
-            list(pictures), found, list(files), self.names, self.cls_names, probs, milliseconds, tuple(images.shape)
-        )
+            list(pictures), found, list(files), self.names, self.cls_names, answer.probs, milliseconds,
+            tuple(images.shape),
+        )  # fmt: skip
 
 
 class Detections:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.load import input_dtype, largest_stride, load_model, name_classes, predict
+from models.load import input_dtype, largest_stride, load_model, name_classes
 from utils.dataset.config import DataConfig
 
 
@@ -80,7 +80,8 @@ class DetectMultiBackend(nn.Module):
 
         `visualize` is without effect: see `detect.py --visualize`.
         """
-        return list(predict(self.model, im.to(self.device), augment))
+        answer = self.model(im.to(self.device), augment=augment)
+        return [answer.boxes, answer.probs]
 
     def from_numpy(self, x: np.ndarray | Tensor) -> Tensor:
         """An array as a tensor on the network's device."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models.answer import Answer
 from models.export.readers import read_onnx, read_onnx_opencv, read_openvino, read_torchscript
 from models.yolo import Model
 from utils.boxes import input_multiple
@@ -20,8 +21,7 @@ from utils.weights.checkpoint import load_checkpoint
 class Ensemble(nn.Module):
     """Several detectors that answer as one.
 
-    Their boxes are put side by side (non-max suppression then chooses among them); their image-level probabilities are
-    averaged over the members that have the branch.
+    Their boxes are put side by side, their image-level probabilities averaged, see `Answer.together`.
 
     Args:
         models: Fused networks in evaluation mode for the same classes. Where these are spelled differently a line says
@@ -54,16 +54,9 @@ class Ensemble(nn.Module):
         self.cls_names, self.cls_nc = joint.cls_names, joint.cls_nc
         self.stride = max(models, key=largest_stride).stride
 
-    def forward(self, images: Tensor, augment: bool = False):
-        """images [B,3,H,W] → `(decoded [B,n,5+nc], None)`, with a branch `((decoded, None), logits [B,cls_nc])`.
-
-        n counts the boxes of all members; the logits are the logarithm of the mean probabilities, so that their softmax
-        is that mean.
-        """
-        answers = [predict(m, images, augment) for m in self.models]
-        boxes = torch.cat([decoded for decoded, _ in answers], 1), None
-        probs = [p for _, p in answers if p is not None]
-        return (boxes, torch.stack(probs).mean(0).log()) if probs else boxes
+    def forward(self, images: Tensor, augment: bool = False) -> Answer:
+        """Pictures [B,3,H,W], RGB, 0..1 → the members' answers together."""
+        return Answer.together([m(images, augment=augment) for m in self.models])
 
 
 def _compare_classes(i: int, kind: str, nc: int, names: dict, expected_nc: int, expected: dict) -> None:
@@ -97,24 +90,6 @@ def name_classes(model: nn.Module, data: DataConfig | str | Path | None = None) 
     else:
         why = f", and {config.source} has {config.nc}" if config else ""
         print(f"The weights name none of their {model.nc} classes{why}; they are called class0 to class{model.nc - 1}")
-
-
-def predict(model: nn.Module, images: Tensor, augment: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The two answers of a network in evaluation mode, whether it has the image branch or not.
-
-    Args:
-        model: From `load_model`, or any `Model` in evaluation mode.
-        images: [B,3,H,W], RGB in 0..1.
-        augment: Test-time augmentation.
-
-    Returns:
-        Decoded boxes float32 [B,n,5+nc] in pixels of the input; image-level probabilities float32 [B,cls_nc] or None.
-    """
-    output = model(images, augment=augment)
-    if model.cls_nc:
-        (decoded, _), logits = output
-        return decoded.float(), logits.float().softmax(1)
-    return output[0].float(), None
 
 
 def largest_stride(model: nn.Module) -> int:

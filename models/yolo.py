@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.answer import Answer
 from models.common import Conv
 from models.heads import Detect, ImageClassifier, ImageHead
 from models.parser import BRANCHES, IMAGE, PREVIOUS, load_model_yaml, parse_model
@@ -142,10 +143,9 @@ class DetectionModel(nn.Module):
         """Runs pictures [B, ch, H, W], RGB, 0..1, H and W multiples of the largest stride.
 
         Returns:
-            Training: raw maps, a list of [B, na, H/s, W/s, 5 + nc]. Evaluation: (decoded [B, n, 5 + nc], raw maps),
-            decoded float32. With a branch: a pair of that and the logits [B, cls_nc], float32.
-            `augment` (evaluation only): (decoded, None) with the boxes of three scaled or mirrored versions; the logits
-            are the logarithm of their mean probabilities.
+            Training: raw maps, a list of [B, na, H/s, W/s, 5 + nc]; with a branch a pair of these and the logits
+            [B, cls_nc], float32. Evaluation: an `Answer`; with `augment` that of three scaled or mirrored versions
+            together. Evaluation with `detect.export`, which YOLOv5's exporters set: tensors alone.
             `profile` and `visualize` are YOLOv5's, without effect.
         """
         return self._forward_augmented(x) if augment else self._forward(x)
@@ -162,20 +162,21 @@ class DetectionModel(nn.Module):
                 detections = x
             elif m.i == self._image_head:
                 logits = x
+        if not self.training and not self.detect.export:
+            return Answer(*detections, logits)
         if logits is None:
             return detections
-        return (*detections, logits) if self.detect.export and not self.training else (detections, logits)
+        return (detections, logits) if self.training else (*detections, logits)
 
-    def _forward_augmented(self, image: Tensor):
+    def _forward_augmented(self, image: Tensor) -> Answer:
         if self.training:
             raise RuntimeError("test-time augmentation works in evaluation mode only: call model.eval()")
         width, multiple = image.shape[-1], self.multiple
-        decoded, probs = [], []
+        answers = []
         for k, (scale, mirror) in enumerate(TTA):
             x = scale_image(image.flip(3) if mirror else image, scale, multiple)
-            out = self._forward(x)
-            (boxes, maps), logits = out if self._image_head is not None else (out, None)
-            rows = [m[0, ..., 0].numel() for m in maps]
+            answer = self._forward(x)
+            boxes, rows = answer.boxes, [m[0, ..., 0].numel() for m in answer.maps]
             if k == 0:  # the largest objects are better seen at the smaller scales,
                 boxes = boxes[:, : sum(rows[:-1])]
             elif k == len(TTA) - 1:  # and the smallest ones at the larger scales
@@ -183,11 +184,8 @@ class DetectionModel(nn.Module):
             boxes[..., :4] /= scale
             if mirror:
                 boxes[..., 0] = width - boxes[..., 0]
-            decoded.append(boxes)
-            if logits is not None:
-                probs.append(logits.softmax(1))
-        result = torch.cat(decoded, 1), None
-        return (result, torch.stack(probs).mean(0).log()) if probs else result
+            answers.append(Answer(boxes, None, answer.logits))
+        return Answer.together(answers)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """The last weights that both tasks share: of each map that the branch reads, the convolution that makes it.

@@ -11,6 +11,7 @@ import torch
 from tiny_weights import save_weights
 
 import export
+from models.answer import Answer
 from models.export.network import random_pictures, smooth_pictures
 from models.yolo import Model
 from utils.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -59,8 +60,8 @@ def made(name: str, size: tuple[int, int] = (64, 96), **options) -> Path:
     return export.run(weights=own, imgsz=size, include=[name], **options)[0]
 
 
-def largest_difference(ours, theirs) -> float:
-    """Of the answers of `predict`: |a - b| / max(1, |b|)."""
-    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if b is not None]
+def largest_difference(ours: Answer, theirs: Answer) -> float:
+    """Of the boxes and of the image-level probabilities: |a - b| / max(1, |b|)."""
+    pairs = [(a, b) for a, b in ((ours.boxes, theirs.boxes), (ours.probs, theirs.probs)) if b is not None]
     assert all(a.shape == b.shape for a, b in pairs)
     return max(float(((a - b).abs() / b.abs().clamp(min=1)).max()) for a, b in pairs)

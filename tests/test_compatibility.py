@@ -28,7 +28,7 @@ from benchmarks import parity
 from models.autoshape import AutoShape
 from models.build import layers, transfer
 from models.experimental import attempt_load
-from models.load import load_model, predict
+from models.load import load_model
 from models.yolo import Model
 from utils.boxes import non_max_suppression
 from utils.dataset.config import DataConfig
@@ -350,7 +350,7 @@ def test_python_names_of_the_page_are_there():
 def test_loaders_by_yolov5s_names(tmp_path):
     file = save_weights(tmp_path / "w.pt", joint=False)
     image = torch.rand(1, 3, 64, 96)
-    expected, _ = predict(load_model(file), image)
+    expected = load_model(file)(image).boxes
     for model in (attempt_load(file), attempt_load([file], map_location="cpu"), attempt_load(str(file), None, True)):
         assert type(model) is Model and torch.equal(model(image)[0], expected) and model.names[1] == "MR"
     assert attempt_load([file, file], device=torch.device("cpu"))(image)[0].shape[1] == 2 * expected.shape[1]

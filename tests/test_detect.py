@@ -15,9 +15,9 @@ from old_yolov5 import save_release
 from tiny_weights import NAMES, VIEWS, one_thread, save_weights  # noqa: F401 - a fixture
 
 import detect
-from models.load import Ensemble, find_weights, load_model, predict
+from models.load import Ensemble, find_weights, load_model
 from models.yolo import Model
-from utils.boxes import non_max_suppression, scale_boxes
+from utils.boxes import scale_boxes
 from utils.dataset.labels import parse_label
 from utils.dataset.pictures import read_picture
 from utils.results.detections import ResultWriter, draw, file_name, label_text, summary
@@ -292,7 +292,7 @@ def test_update_leaves_a_file_of_yolov5_as_it_is(tmp_path, pictures, monkeypatch
     assert f"{file}: YOLOv5 wrote it, so it stays as it is; {ours} is the same in our" in capsys.readouterr().out
     assert file.read_bytes() == before and load_checkpoint(ours).format == "yolov5-joint"
     images = torch.rand(1, 3, 64, 64)
-    assert torch.allclose(predict(load_model(file), images)[0], predict(load_model(ours), images)[0], rtol=0.02, atol=1)
+    assert torch.allclose(load_model(file)(images).boxes, load_model(ours)(images).boxes, rtol=0.02, atol=1)
     ours.write_bytes(b"a file of the user's")
     run(file, pictures / "a.png", tmp_path, update=True, nosave=True)
     assert "which is there already" in capsys.readouterr().out and ours.read_bytes() == b"a file of the user's"
@@ -348,10 +348,11 @@ def test_loaded_model_is_ready_for_inference(weights):
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.model[: model.detect.i].modules())
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        fused, plain = predict(model, images), predict(load_model(weights, fuse=False), images)
-    assert fused[0].shape == (2, 378, 8) and fused[1].shape == (2, 2)
-    assert torch.allclose(fused[1].sum(1), torch.ones(2))
-    assert torch.allclose(fused[0], plain[0], atol=1e-2, rtol=1e-3) and torch.allclose(fused[1], plain[1], atol=1e-4)
+        fused, plain = model(images), load_model(weights, fuse=False)(images)
+    assert fused.boxes.shape == (2, 378, 8) and fused.probs.shape == (2, 2)
+    assert torch.allclose(fused.probs.sum(1), torch.ones(2))
+    assert torch.allclose(fused.boxes, plain.boxes, atol=1e-2, rtol=1e-3)
+    assert torch.allclose(fused.probs, plain.probs, atol=1e-4)
 
 
 def test_ensemble_puts_boxes_together_and_averages_views(weights, plain_weights, tmp_path):
@@ -361,10 +362,10 @@ def test_ensemble_puts_boxes_together_and_averages_views(weights, plain_weights,
     assert isinstance(model, Ensemble) and model.cls_names == VIEWS and int(model.stride.max()) == 32
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
-        decoded, probs = predict(model, images)
-        members = [predict(load_model(f), images) for f in files]
-    assert torch.allclose(decoded, torch.cat([d for d, _ in members], 1), atol=1e-4)
-    assert torch.allclose(probs, (members[1][1] + members[2][1]) / 2, atol=1e-5)
+        answer = model(images)
+        members = [load_model(f)(images) for f in files]
+    assert torch.allclose(answer.boxes, torch.cat([m.boxes for m in members], 1), atol=1e-4)
+    assert torch.allclose(answer.probs, (members[1].probs + members[2].probs) / 2, atol=1e-5)
 
 
 def test_ensemble_refuses_other_classes(weights):
@@ -447,9 +448,9 @@ def test_reference_boxes_before_rounding(golden, shared):
         inputs = detector._letterboxed([image])
         assert list(inputs.shape[1:]) == row["input_chw"]
         with torch.inference_mode():
-            decoded, probs = predict(model, inputs)
-        assert probs is None
-        found = non_max_suppression(decoded, 0.05, 0.45)[0]
+            answer = model(inputs)
+        assert answer.probs is None
+        found = answer.detections(conf_thres=0.05, iou_thres=0.45)[0]
         scale_boxes(inputs.shape[2:], found[:, :4], image.shape)
         theirs = arrays[f"image{k}/xyxy_original_unrounded_conf_cls"]
         assert found.shape == theirs.shape

@@ -16,12 +16,12 @@ from exported_weights import FORMATS, NMS, NMS_FLAGS, largest_difference, lively
 from tiny_weights import NAMES, VIEWS, one_thread  # noqa: F401 - a fixture
 
 import export
+from models.answer import Answer
 from models.export import formats
 from models.export.metadata import Metadata
-from models.export.readers import read_onnx, suppress
-from models.load import load_model, predict
+from models.export.readers import read_onnx
+from models.load import load_model
 from models.yolo import Model
-from utils.boxes import non_max_suppression
 from utils.system.packages import need
 from utils.system.paths import ROOT
 from utils.system.yamls import load_yaml
@@ -70,10 +70,10 @@ def test_fixed_size(weights, name):
     assert int(model.stride.max()) == 32
     for batch in (1, 2, 5):
         images = pictures(batch, *SIZE)
-        answer, expected = predict(model, images), predict(ours, images)
-        assert answer[0].shape == (batch, 378, 8) and answer[1].shape == (batch, 2)
+        answer, expected = model(images), ours(images)
+        assert answer.boxes.shape == (batch, 378, 8) and answer.probs.shape == (batch, 2)
         assert largest_difference(answer, expected) < 1e-4
-    assert expected[1].std(0).min() > 1e-4 and expected[0].std(1).min() > 1e-3  # not one answer for all
+    assert expected.probs.std(0).min() > 1e-4 and expected.boxes.std(1).min() > 1e-3  # not one answer for all
     with pytest.raises(ValueError, match="takes pictures of 64x96, not 64x64"):
         model(pictures(1, 64, 64))
 
@@ -83,7 +83,7 @@ def test_any_size(weights, name):
     model, ours = load_model(made(name, dynamic=True)), load_model(weights)
     assert model.imgsz is None and model.batch is None
     for shape in ((1, 64, 64), (3, 128, 96)):
-        assert largest_difference(predict(model, pictures(*shape)), predict(ours, pictures(*shape))) < 1e-4
+        assert largest_difference(model(pictures(*shape)), ours(pictures(*shape))) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -99,29 +99,28 @@ def test_suppression_inside(name, dynamic, agnostic):
     assert model.nms == nms and (model.nc, model.cls_nc) == (3, 2)
     counts = set()
     for images in [pictures(2, *SIZE)] + ([pictures(1, 32, 32)] if dynamic else []):
-        rows, probs = predict(model, images)
-        decoded, expected_probs = predict(plain, images)
-        assert rows.shape == (len(images), min(20, decoded.shape[1]), 6)
-        assert largest_difference((probs,), (expected_probs,)) < 1e-4
-        expected = non_max_suppression(decoded, **nms)
-        for got, all_rows, theirs in zip(suppress(model, rows, **nms), rows, expected, strict=True):
-            assert len(got) and largest_difference((got,), (theirs,)) < 1e-4
-            assert not all_rows[len(got) :].any()
+        answer, unsuppressed = model(images), plain(images)
+        assert answer.boxes.shape == (len(images), min(20, unsuppressed.boxes.shape[1]), 6)
+        fewer = answer.detections(**nms | {"conf_thres": 0.3, "classes": [0, 2], "max_det": 3})
+        expected = unsuppressed.detections(**nms)
+        for got, rows, few, theirs in zip(answer.detections(**nms), answer.boxes, fewer, expected, strict=True):
+            assert len(got) and largest_difference(Answer(got), Answer(theirs)) < 1e-4
+            assert not rows[len(got) :].any()
             counts.add(len(theirs))
-            fewer = suppress(model, all_rows[None], **nms | {"conf_thres": 0.3, "classes": [0, 2], "max_det": 3})[0]
-            assert (fewer[:, 4] > 0.3).all() and (fewer[:, 5] != 1).all() and len(fewer) <= 3
+            assert (few[:, 4] > 0.3).all() and (few[:, 5] != 1).all() and len(few) <= 3
+        assert torch.allclose(answer.probs, unsuppressed.probs, atol=1e-4)
     assert max(counts) > 3
 
 
 def test_simplified_and_oldest_and_newest_opset(weights):
-    images, expected = pictures(1, *SIZE), predict(load_model(weights), pictures(1, *SIZE))
+    images, expected = pictures(1, *SIZE), load_model(weights)(pictures(1, *SIZE))
     sizes = {}
     for key, options in {"12": {"opset": 12}, "20": {"opset": 20, "simplify": True}}.items():
         file = made("onnx", **options)
         model = onnx.load(file)
         sizes[key] = len(model.graph.node)
         assert model.opset_import[0].version == options.get("opset", 17)
-        assert largest_difference(predict(load_model(file), images), expected) < 1e-4
+        assert largest_difference(load_model(file)(images), expected) < 1e-4
         assert load_model(file).names == NAMES  # simplifying keeps what the file says of itself
     assert sizes["20"] < sizes["12"]
 
@@ -198,7 +197,7 @@ def test_other_models(tmp_path, cfg, name):
     weights = save_lively_weights(tmp_path / "w.pt", model=model)
     images = pictures(1, 128, 128)
     (file,) = run(weights, name, imgsz=[128])
-    assert largest_difference(predict(load_model(file), images), predict(load_model(weights), images)) < 1e-4
+    assert largest_difference(load_model(file)(images), load_model(weights)(images)) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["weights/yolov5n_wild.pt"])
@@ -207,7 +206,7 @@ def test_checkpoints_of_yolov5(shared, tmp_path, name):
     weights.write_bytes((shared / name).read_bytes())
     file, state = run(weights, "onnx", "state_dict", imgsz=(128, 160))
     images = pictures(1, 128, 160)
-    assert largest_difference(predict(load_model(file), images), predict(load_model(weights), images)) < 1e-4
+    assert largest_difference(load_model(file)(images), load_model(weights)(images)) < 1e-4
     assert "model.24.m.2.bias" in torch.load(state, weights_only=True)
 
 
@@ -273,7 +272,7 @@ def test_optimize_works_or_says_why_not(weights, folder):
         assert "--optimize: this PyTorch cannot do it" in str(e) and "XNNPACK" in str(e)
         assert not (folder / "w.torchscript").exists()
     else:
-        assert largest_difference(predict(load_model(file), images), predict(load_model(weights), images)) < 1e-3
+        assert largest_difference(load_model(file)(images), load_model(weights)(images)) < 1e-3
 
 
 class RunsACommand:
@@ -367,11 +366,9 @@ def test_files_of_yolov5(weights, tmp_path):
         onnx.save(model, tmp_path / "theirs.onnx")
         theirs = read_onnx(tmp_path / "theirs.onnx", torch.device("cpu"))
         assert theirs.names == (NAMES if keep else {}) and (theirs.nc, theirs.cls_nc) == (3, 0)
-        decoded, probs = predict(theirs, pictures(1, *SIZE))
-        assert (
-            probs is None
-            and largest_difference((decoded,), predict(load_model(weights), pictures(1, *SIZE))[:1]) < 1e-4
-        )
+        answer = theirs(pictures(1, *SIZE))
+        assert answer.probs is None
+        assert largest_difference(answer, Answer(load_model(weights)(pictures(1, *SIZE)).boxes)) < 1e-4
 
 
 def test_flags_are_yolov5s(golden):

@@ -21,8 +21,8 @@ import hubconf
 import val_joint
 from models.autoshape import AutoShape
 from models.experimental import DetectMultiBackend
-from models.load import load_model, predict
-from utils.boxes import non_max_suppression, xyxy2xywhn
+from models.load import load_model
+from utils.boxes import xyxy2xywhn
 from utils.system.packages import need
 from utils.system.yamls import save_yaml
 from utils.weights.onnx import refuse_outside_weights
@@ -65,11 +65,11 @@ def data(weights, tmp_path_factory) -> dict:
         im = cv2.resize(rng.integers(0, 255, (5, 7, 3), np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(folder / "images" / f"{k}.png"), im)
         rgb = torch.from_numpy(np.ascontiguousarray(im[..., ::-1].transpose(2, 0, 1)))[None].float() / 255
-        decoded, probs = predict(model, rgb)
-        found = non_max_suppression(decoded, 0.05, 0.3)[0][k % 2 :: 2][:4]
+        answer = model(rgb)
+        found = answer.detections(conf_thres=0.05, iou_thres=0.3)[0][k % 2 :: 2][:4]
         boxes = xyxy2xywhn(found[:, :4], SIDE, SIDE, clip=True, eps=1e-3)
         rows = [f"{int(c)} " + " ".join(f"{v:.6f}" for v in b) for b, c in zip(boxes, found[:, 5], strict=True)]
-        view = int(probs[0].argmax()) if k else 1 - int(probs[0].argmax())
+        view = int(answer.probs[0].argmax()) if k else 1 - int(answer.probs[0].argmax())
         rows += ["", " ".join(str(int(i == view)) for i in range(2))]
         (folder / "labels" / f"{k}.txt").write_text("\n".join(rows))
     names = {"names": list(NAMES.values()), "cls_names": list(VIEWS.values())}
@@ -285,8 +285,8 @@ def test_autoshape_and_hub(files, weights, data, monkeypatch, tmp_path):
 
 def test_ensembles(files, weights):
     images = torch.rand(3, 3, SIDE, SIDE)
-    mixed = predict(load_model([weights, files["onnx", "fixed"]]), images)
-    plain = predict(load_model([weights, weights]), images)
+    mixed = load_model([weights, files["onnx", "fixed"]])(images)
+    plain = load_model([weights, weights])(images)
     assert largest_difference(mixed, plain) < 1e-4
     with pytest.raises(ValueError, match="weights 2 have non-max suppression inside; export them without --nms"):
         load_model([weights, files["onnx", "nms"]])

@@ -10,7 +10,7 @@ from exported_weights import lively_weights, made
 from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
 
 import detect
-from models.load import load_model, predict
+from models.load import load_model
 from utils.results.feature_maps import CHANNELS, COLUMNS, GAP, TILE, FeatureMaps, channel_grid
 
 
@@ -65,10 +65,10 @@ def test_exported_files_have_no_maps(pictures, tmp_path, capsys):
 def test_augmented_passes_do_not_replace_the_first(tmp_path):
     model = load_model(save_weights(tmp_path / "w.pt", joint=False))
     features, images = FeatureMaps([model]), torch.rand(2, 3, 64, 64)
-    predict(model, images, augment=True)
+    model(images, augment=True)
     features.save(1, tmp_path / "augmented")
     features.clear()
-    predict(model, images)
+    model(images)
     assert features.save(1, tmp_path / "plain") == 24
     for file in (tmp_path / "plain").glob("*.npy"):
         assert np.array_equal(np.load(file), np.load(tmp_path / "augmented" / file.name)), file.name

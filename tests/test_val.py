@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import val_joint
+from models.answer import Answer
 from utils.dataset.labels import parse_label
 from utils.dataset.scan import scan_dataset
 from utils.results import coco
@@ -56,7 +57,7 @@ class Oracle(nn.Module):
             levels = [int((np.abs(im - level) < 8).sum()) for level in BACKGROUNDS]
             logits[b, int(np.argmax(levels))] = 4.0
         maps = [torch.zeros(len(x), 1, 1, 1, 7)]
-        return ((decoded, maps), logits) if self.cls_nc else (decoded, maps)
+        return Answer(decoded, maps, logits if self.cls_nc else None)
 
 
 def write_picture(folder: Path, name: str, size, background: int, objects: dict[int, tuple], label: str | None) -> None:

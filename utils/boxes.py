@@ -323,7 +323,7 @@ def non_max_suppression(
 
     Args:
         prediction: decoded output ``[B,n,5+nc+nm]`` (xywh in pixels, objectness, class scores, ``nm`` further columns),
-            or a tuple whose first item it is.
+            or what a network returns, whose first item it is.
         conf_thres: score = objectness x class; both the objectness and the score must be above it.
         iou_thres: of two boxes of one class with an IoU above it the lower-scored one goes.
         classes: keep these classes alone.
@@ -341,7 +341,7 @@ def non_max_suppression(
     for name, value in (("confidence", conf_thres), ("IoU", iou_thres)):
         if not 0 <= value <= 1:
             raise ValueError(f"the {name} threshold must lie in 0..1, got {value}")
-    if not isinstance(prediction, Tensor):
+    while not isinstance(prediction, Tensor):  # a joint network's is ((boxes, maps), logits)
         prediction = prediction[0]
     device = prediction.device
     if device.type == "mps":  # torchvision has no suppression for it

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from models.export.network import ExportNetwork, random_pictures, smooth_pictures
-from models.export.readers import ExportedModel, suppress
-from models.load import predict
-from utils.boxes import non_max_suppression
+from models.export.readers import ExportedModel
 
 TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2  # float32 files, and those with float16 in them
 
@@ -70,14 +68,16 @@ def check_export(
             images = pictures(*shape).to(network.example)
             answer = network(images)
             decoded, probs = (answer, None) if isinstance(answer, Tensor) else answer
-            theirs, their_probs = predict(exported, images)
+            theirs = exported(images)
+            boxes = theirs.boxes
             if plain is not None:
-                rows, (theirs, _) = theirs, predict(plain, images)
-                _compare_detections(total, exported, theirs, rows)
-            compare(total, "boxes", theirs[..., :4], decoded[..., :4])
-            compare(total, "scores", theirs[..., 4:], decoded[..., 4:])
+                unsuppressed = plain(images)
+                boxes = unsuppressed.boxes
+                _compare_detections(total, theirs.detections(**exported.nms), unsuppressed.detections(**exported.nms))
+            compare(total, "boxes", boxes[..., :4], decoded[..., :4])
+            compare(total, "scores", boxes[..., 4:], decoded[..., 4:])
             if probs is not None:
-                compare(total, "probs", their_probs, probs)
+                compare(total, "probs", theirs.probs, probs)
     if not total.scaled <= tolerance:
         raise ValueError(
             f"{file} answers otherwise than the network it was made from: largest difference {total.scaled:.1e} "
@@ -100,11 +100,10 @@ def compare(total: Difference, key: str, ours: Tensor, theirs: Tensor) -> None:
         total.scaled = max(total.scaled, float(scaled))
 
 
-def _compare_detections(total: Difference, exported: ExportedModel, decoded: Tensor, rows: Tensor) -> None:
+def _compare_detections(total: Difference, found: list[Tensor], expected: list[Tensor]) -> None:
     """Each picture's detections with ours for the same boxes, whatever the order of nearly equal scores."""
     total.detections = total.detections or 0
-    expected = non_max_suppression(decoded, **exported.nms)
-    for ours, theirs in zip(suppress(exported, rows, **exported.nms), expected, strict=True):
+    for ours, theirs in zip(found, expected, strict=True):
         total.detections += len(theirs)
         if len(ours) != len(theirs):
             total.scaled = float("inf")

@@ -35,7 +35,7 @@ class ExportNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.model.detect.export, self.model.detect.dynamic = True, dynamic
+        self.model.detect.dynamic = dynamic
         if half:
             self.model.half()
         stride, channels = largest_stride(model), model.yaml["ch"]
@@ -48,8 +48,8 @@ class ExportNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """→ decoded boxes [B,n,5+nc], float32; with an image branch also its probabilities [B,cls_nc], float32."""
-        decoded, *logits = self.model(images)
-        return (decoded, logits[0].softmax(1)) if logits else decoded
+        answer = self.model(images)
+        return answer.boxes if answer.logits is None else (answer.boxes, answer.probs)
 
 
 def random_pictures(batch: int, channels: int, imgsz: tuple[int, int], seed: int = 0) -> Tensor:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.answer import Answer
 from models.export.metadata import Metadata
-from utils.boxes import check_img_size, input_multiple, non_max_suppression
+from utils.boxes import check_img_size, input_multiple
 from utils.system.packages import need, openvino_core
 from utils.system.yamls import load_yaml
 from utils.weights.onnx import refuse_outside_weights
@@ -69,8 +70,8 @@ class ExportedModel(nn.Module):
             raise ValueError(f"{file}: names {len(self.names)} classes, but its boxes have {width} columns")
 
     @torch.no_grad()
-    def forward(self, images: Tensor, augment: bool = False):
-        """Pictures [B,3,H,W], RGB, 0..1 → `(decoded, None)`, with image classes `((decoded, None), logits)`.
+    def forward(self, images: Tensor, augment: bool = False) -> Answer:
+        """Pictures [B,3,H,W], RGB, 0..1 → its answer, without maps.
 
         The logits are the logarithm of the file's probabilities. Where the file takes a fixed number of pictures they
         are given to it in portions, the last one filled up.
@@ -88,8 +89,8 @@ class ExportedModel(nn.Module):
             missing = step - len(part)
             filled = torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
             parts.append([answer[: len(part)] for answer in self._answers(filled)])
-        decoded, *probs = (torch.cat(answers) for answers in zip(*parts, strict=True))
-        return ((decoded, None), probs[0].log()) if self.cls_nc else (decoded, None)
+        boxes, *probs = (torch.cat(answers) for answers in zip(*parts, strict=True))
+        return Answer(boxes, None, probs[0].log() if self.cls_nc else None, suppressed=self.nms is not None)
 
     def _answers(self, images: Tensor) -> list[Tensor]:
         # a half precision that the caller computes other networks in is none of this one's business
@@ -312,27 +313,6 @@ def input_size(model: nn.Module, imgsz: Sequence[int]) -> list[int]:
     if fixed and list(fixed) != list(wanted):
         print(f"--imgsz {_size(wanted)}: the file takes {_size(fixed)} alone, which is used (export it with --dynamic)")
     return list(fixed or wanted)
-
-
-def suppress(model: nn.Module, decoded: Tensor, **nms) -> list[Tensor]:
-    """Detections of each picture, [k,6] best first, by `utils.boxes.non_max_suppression` or by the file itself.
-
-    Args:
-        decoded: Boxes from `predict`, or the rows [B,k,6] of a file with suppression inside: then of `nms` only
-            conf_thres, classes and max_det have an effect, and leave out what they must.
-    """
-    if getattr(model, "nms", None) is None:
-        return non_max_suppression(decoded, **nms)
-    if len(nms.get("labels", ())):
-        raise ValueError("--save-hybrid needs the boxes before non-max suppression: use a file without it inside")
-    wanted = nms.get("classes")
-    found = []
-    for rows in decoded:
-        keep = rows[:, 4] > nms["conf_thres"]
-        if wanted is not None:
-            keep &= torch.isin(rows[:, 5], torch.as_tensor(wanted).to(rows))
-        found.append(rows[keep][: nms["max_det"]])
-    return found
 
 
 def tell_thresholds(model: nn.Module, conf_thres: float, iou_thres: float, max_det: int, agnostic: bool) -> None:
