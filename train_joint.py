@@ -27,7 +27,7 @@ from models.build import build_model
 from models.load import find_weights
 from utils.autoanchor import autoanchor
 from utils.autobatch import auto_batch_size
-from utils.balancing.gradnorm import add_balancer_arguments, build_balancer_from_args
+from utils.balancing import add_balancer_arguments, build_balancer_from_args
 from utils.boxes import check_img_size
 from utils.dataloaders import create_dataloader
 from utils.dataset.config import DataConfig, ensure_data, load_data_config, load_hyp

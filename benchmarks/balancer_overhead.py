@@ -28,7 +28,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.yolo import Model  # noqa: E402
-from utils.balancing.gradnorm import BALANCERS, OWN_BALANCERS, GradNorm, build_balancer  # noqa: E402
+from utils.balancing import BALANCERS, GradNorm, build_balancer  # noqa: E402
 from utils.dataset.config import DEFAULT_HYP  # noqa: E402
 from utils.loss import ComputeJointLoss  # noqa: E402
 from utils.system.devices import (  # noqa: E402
@@ -42,6 +42,7 @@ from utils.system.devices import (  # noqa: E402
 )
 from utils.training.optim import build_optimizer  # noqa: E402
 
+MEASURED = ("gradnorm", "fixed")  # by these the task gradients are measured
 PLAIN, LAST = "plain sum", "gradnorm, last layer"
 DEFAULT_INTERVAL = inspect.signature(GradNorm).parameters["interval"].default
 
@@ -67,7 +68,7 @@ def measure(cfg: str, names: list[str], args: argparse.Namespace) -> dict[str, l
     balancers = {PLAIN: build_balancer("fixed", 2, shared, params, interval=0)}
     for name in names:
         try:
-            balancers[name] = build_balancer(name, 2, shared, params, interval=int(name in OWN_BALANCERS))
+            balancers[name] = build_balancer(name, 2, shared, params, interval=int(name in MEASURED))
         except ValueError as error:
             print(f"left out: {error}")
         if name == "gradnorm":
@@ -114,7 +115,7 @@ def main() -> None:
         print(f"\n{cfg}\n{'balancer':22} {'ms a step':>10} {'overhead':>9} {f'at interval {DEFAULT_INTERVAL}':>15}")
         for name, times in seconds.items():
             extra = statistics.median(t - p for t, p in zip(times, plain, strict=True)) / base
-            sparse = f"{extra / DEFAULT_INTERVAL:15.1%}" if name in (*OWN_BALANCERS, LAST) else ""
+            sparse = f"{extra / DEFAULT_INTERVAL:15.1%}" if name in (*MEASURED, LAST) else ""
             print(f"{name:22} {statistics.median(times) * 1000:10.1f} {extra:9.1%} {sparse}")
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils.balancing.gradnorm import build_balancer  # noqa: E402
+from utils.balancing import build_balancer  # noqa: E402
 
 WIDTH, DEPTH = 100, 4
 SCALES = {2: (1.0, 100.0), 10: (1.0, 2.0, 4.0, 8.0, 12.0, 20.0, 35.0, 50.0, 70.0, 100.0)}

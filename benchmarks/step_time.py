@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.yolo import Model
-from utils.balancing.gradnorm import build_balancer
+from utils.balancing import build_balancer
 from utils.dataloaders import create_dataloader
 from utils.dataset.config import load_data_config, load_hyp
 from utils.dataset.scan import scan_dataset

@@ -12,25 +12,22 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from two_tasks import TwoTasks, train
+from two_tasks import TwoTasks, losses_with, train
 
 from benchmarks import gradnorm_toy
 from models.yolo import Model
-from utils.balancing.base import Measurement, gram
-from utils.balancing.gradnorm import (
-    BALANCERS,
-    Fixed,
-    GradNorm,
-    build_balancer,
-    gradnorm_gradient,
-)
+from utils.balancing import BALANCERS, Fixed, GradNorm, build_balancer
+from utils.balancing.base import gram
+from utils.balancing.gradnorm import gradnorm_gradient
 from utils.loss import ComputeJointLoss
 
 
-def measured(norms, losses, present=None, cosine=0.0) -> Measurement:
-    t = len(norms)
-    present = present or [True] * t
-    return Measurement(list(norms), [[cosine] * t] * t, list(losses), [float(p) for p in present], present)
+def updated(balancer: GradNorm, norms, losses=None, times: int = 1) -> list[float]:
+    """The weights after updates with gradients of these norms and losses of these values; a loss of 0 is absent."""
+    w = nn.Parameter(torch.ones(1))
+    for _ in range(times):
+        balancer.update(losses_with(w, norms, losses or [1.0] * len(norms)), shared=w)
+    return balancer.weights.tolist()
 
 
 # ---- the mathematics ------------------------------------------------------------------------------------------------
@@ -73,29 +70,27 @@ positive = st.floats(1e-6, 1e6)
     smoothing=st.sampled_from([0.0, 5.0, 100.0]),
     rescale=st.sampled_from([1e-4, 1.0, 1e4]),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
+@pytest.mark.slow
 def test_weights_stay_positive_and_sum_to_the_number_of_tasks(tasks, data, alpha, lr, smoothing, rescale):
     vectors = st.lists(positive, min_size=tasks, max_size=tasks)
     rounds = data.draw(st.lists(st.tuples(vectors, vectors), min_size=1, max_size=8))
     start = data.draw(st.lists(st.floats(1e-3, 1e3), min_size=tasks, max_size=tasks))
     balancer = GradNorm(tasks, alpha, lr, interval=1, task_weights=start, smoothing=smoothing)
-    for step in range(1000):
+    for step in range(100):
         norms, losses = rounds[step % len(rounds)]
-        if step >= 500:  # the unit of the first loss changes
+        if step >= 50:  # the unit of the first loss changes
             norms, losses = ([v[0] * rescale, *v[1:]] for v in (norms, losses))
-        balancer._rebalance(measured(norms, losses))
-        assert min(balancer._weights) > 0
-        assert math.isclose(sum(balancer._weights), tasks, rel_tol=1e-9)
-    assert balancer.updates == 1000
-    assert balancer.weights.sum().item() == pytest.approx(tasks, rel=1e-6)
-    assert (balancer.weights > 0).all()
+        weights = updated(balancer, norms, losses)
+        assert min(weights) > 0
+        assert sum(weights) == pytest.approx(tasks, rel=1e-6)
+    assert balancer.updates == 100
 
 
 def test_gradient_norms_become_equal_where_alpha_is_zero():
     balancer = GradNorm(3, alpha=0, interval=1, smoothing=0)
-    for _ in range(60):
-        balancer._rebalance(measured([1.0, 10.0, 0.1], [1.0, 1.0, 1.0]))
-    weighted = balancer.weights * torch.tensor([1.0, 10.0, 0.1])
+    weights = updated(balancer, [1.0, 10.0, 0.1], times=60)
+    weighted = torch.tensor(weights) * torch.tensor([1.0, 10.0, 0.1])
     torch.testing.assert_close(weighted, weighted.mean().expand(3), rtol=1e-4, atol=0)
 
 
@@ -104,9 +99,8 @@ def test_the_unit_of_a_loss_does_not_matter():
     ratios = []
     for unit in (1e-4, 1.0, 1e4):
         balancer = GradNorm(2, interval=1, smoothing=0)
-        for _ in range(200):
-            balancer._rebalance(measured([0.5 * unit, 2.0], [3.0 * unit, 1.0]))
-        ratios.append(float(balancer._weights[0] / balancer._weights[1]) * unit)
+        one, two = updated(balancer, [0.5 * unit, 2.0], [3.0 * unit, 1.0], times=100)
+        ratios.append(one / two * unit)
     assert ratios == pytest.approx([4.0] * 3, rel=1e-2)
 
 
@@ -115,23 +109,19 @@ def test_a_task_that_stalls_gains_weight(alpha):
     """The sign of the restoring force: with equal gradients the task that lags behind gets the larger weight."""
     balancer = GradNorm(2, alpha, interval=1, init_steps=1, smoothing=0)
     for step in range(40):
-        balancer._rebalance(measured([1.0, 1.0], [1.0, max(0.95**step, 0.3)]))
-    stalled, falling = balancer._weights
+        stalled, falling = updated(balancer, [1.0, 1.0], [1.0, max(0.95**step, 0.3)])
     # At rest G_i is proportional to r_i^alpha.
     assert stalled / falling == pytest.approx((1 / 0.3) ** alpha, rel=0.02)
 
     neutral = GradNorm(2, 0.0, interval=1)
-    neutral._rebalance(measured([1.0, 1.0], [1.0, 0.3]))
-    assert neutral._weights == pytest.approx([1.0, 1.0])
+    assert updated(neutral, [1.0, 1.0], [1.0, 0.3]) == pytest.approx([1.0, 1.0])
 
 
-def at_rest(priorities, alpha=0.0, unit=1.0, steps=80) -> list[float]:
+def at_rest(priorities, alpha=0.0, unit=1.0) -> list[float]:
     """Weighted norms of two tasks that keep pace, `unit` scaling the first task's loss."""
-    w = nn.Parameter(torch.ones(1))
     balancer = GradNorm(2, alpha, interval=1, smoothing=0, priorities=priorities)
-    for _ in range(steps):
-        balancer.update([0.5 * unit * w.sum(), 2.0 * w.sum()], shared=w)
-    return (balancer.weights * torch.tensor([0.5 * unit, 2.0])).tolist()
+    one, two = updated(balancer, [0.5 * unit, 2.0], [3.0 * unit, 1.0], times=80)
+    return [one * 0.5 * unit, two * 2.0]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.5])
@@ -166,21 +156,15 @@ def test_equal_priorities_are_the_published_method_bit_for_bit():
 
 def test_a_task_that_lags_gains_under_priorities_too():
     """At rest G_i is proportional to p_i r_i^alpha."""
-    w = nn.Parameter(torch.ones(1))
     balancer = GradNorm(2, 1.5, interval=1, init_steps=1, smoothing=0, priorities=(1.8, 0.2))
-    for loss in [1.0] + [0.3] * 60:
-        unit = w.sum() - w.sum().detach()  # a gradient of 1 whatever the loss
-        balancer.update([unit + 1.0, unit + loss], shared=w)
-    stalled, falling = balancer.weights.tolist()
+    updated(balancer, [1.0, 1.0])
+    stalled, falling = updated(balancer, [1.0, 1.0], [1.0, 0.3], times=60)
     assert stalled / falling == pytest.approx(9 * (1 / 0.3) ** 1.5, rel=1e-3)
 
 
 def test_an_absent_task_leaves_the_priorities_of_the_others_as_they_are():
-    w = nn.Parameter(torch.ones(1))
     balancer = GradNorm(3, alpha=0, interval=1, smoothing=0, priorities=(2.0, 0.5, 0.5))
-    for _ in range(60):
-        balancer.update([w.sum(), 3 * w.sum(), 0 * w.sum()], shared=w)
-    weights = balancer.weights.tolist()
+    weights = updated(balancer, [1.0, 3.0, 1.0], [1.0, 1.0, 0.0], times=60)
     assert weights[0] / (3 * weights[1]) == pytest.approx(4, rel=1e-4)
     assert weights[2] == 1.0 and sum(weights) == pytest.approx(3)
 
@@ -199,17 +183,17 @@ def test_priorities_are_kept_on_resume_and_shown():
 
 def test_a_step_is_bounded_and_ends_at_the_target():
     balancer = GradNorm(2, alpha=0, lr=0.1, interval=1, smoothing=0)
-    balancer._rebalance(measured([100.0, 1.0], [1.0, 1.0]))
-    assert balancer._weights[0] / balancer._weights[1] == pytest.approx(math.exp(-0.2), rel=1e-5)
+    one, two = updated(balancer, [100.0, 1.0])
+    assert one / two == pytest.approx(math.exp(-0.2), rel=1e-5)
     balancer = GradNorm(2, alpha=0, lr=10, interval=1, smoothing=0)
-    balancer._rebalance(measured([1.1, 1.0], [1.0, 1.0]))
-    assert balancer._weights[0] * 1.1 == pytest.approx(balancer._weights[1], rel=1e-5)
+    one, two = updated(balancer, [1.1, 1.0])
+    assert one * 1.1 == pytest.approx(two, rel=1e-5)
 
 
 def test_initial_loss_is_the_mean_of_the_first_steps():
-    balancer = GradNorm(2, interval=1, init_steps=4, shared=[nn.Parameter(torch.ones(1))])
+    balancer = GradNorm(2, interval=1, init_steps=4)
     for value in (4.0, 2.0, 1.0, 1.0, 50.0):
-        balancer._rebalance(measured([1.0, 1.0], [value, 1.0]))
+        updated(balancer, [1.0, 1.0], [value, 1.0])
     assert balancer.initial_losses == [2.0, 1.0]
 
 
@@ -232,7 +216,7 @@ def exact(model: TwoTasks) -> tuple[list[float], float]:
 @pytest.mark.parametrize("micro", [1, 4])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.01), (0.01, 1.0)])
 def test_measured_gradients_are_those_of_the_unweighted_losses(weights, micro):
-    """Also where one of them comes by subtraction (from the second step on), and from four micro-batches."""
+    """Also from four micro-batches."""
     model = TwoTasks()
     balancer = Fixed(2, model.shared, interval=1, task_weights=weights)
     for step in range(3):
@@ -309,13 +293,11 @@ def test_bfloat16_autocast():
     model = TwoTasks()
     balancer = Fixed(2, model.shared, interval=1)
     norms, _ = exact(model)
-    for _ in range(2):  # measured directly, then with a subtraction
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = model.losses()
-        balancer.backward(losses)
-        balancer.step()
-        model.zero_grad()
-        assert balancer.stats()["grad_norms"] == pytest.approx(norms, rel=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.losses()
+    balancer.backward(losses)
+    balancer.step()
+    assert balancer.stats()["grad_norms"] == pytest.approx(norms, rel=0.05)
 
 
 # ---- what goes wrong in real batches --------------------------------------------------------------------------------
@@ -323,20 +305,20 @@ def test_bfloat16_autocast():
 
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
 def test_a_loss_of_zero_or_not_finite_changes_nothing(value):
-    model, other = TwoTasks(), TwoTasks()
-    balancer, twin = (GradNorm(2, shared=m.shared, interval=1) for m in (model, other))
+    model = TwoTasks()
+    balancer = GradNorm(2, shared=model.shared, interval=1)
     train(model, balancer, 6)
-    train(other, twin, 6)
+    before = balancer.state_dict()
     losses = model.losses()
     balancer.backward([losses[0], losses[1] * value])
     model.zero_grad()
     balancer.step()
-    assert torch.equal(balancer.weights, twin.weights)
-    assert balancer.initial_losses[1] == twin.initial_losses[1]
-    balancer._moments = copy.deepcopy(twin._moments)
-    balancer.steps = twin.steps
-    for a, b in zip(train(model, balancer, 4), train(other, twin, 4), strict=True):
-        torch.testing.assert_close(a, b)
+    after = balancer.state_dict()
+    assert after["weights"] == before["weights"]
+    assert all(sums[1] == before["moments"][key][1] for key, sums in after["moments"].items())
+    assert balancer.steps == 7
+    train(model, balancer, 4)
+    assert balancer.updates == 10 and balancer.state_dict()["weights"] != before["weights"]
 
 
 def test_an_absent_task_from_the_very_start():
@@ -360,10 +342,10 @@ def test_the_caller_can_mark_a_task_as_absent():
 
 def test_with_three_tasks_the_present_ones_share_their_weight():
     balancer = GradNorm(3, interval=1, smoothing=0)
-    balancer._rebalance(measured([1.0, 5.0, 2.0], [1.0, 1.0, 1.0], present=[True, True, False]))
-    assert balancer._weights[2] == 1.0
-    assert balancer._weights[0] > 1 > balancer._weights[1]
-    assert sum(balancer._weights) == pytest.approx(3)
+    weights = updated(balancer, [1.0, 5.0, 2.0], [1.0, 1.0, 0.0])
+    assert weights[2] == 1.0
+    assert weights[0] > 1 > weights[1]
+    assert sum(weights) == pytest.approx(3)
 
 
 def test_a_frozen_layer_is_left_out_of_w():
@@ -506,6 +488,7 @@ def distributed_rank(rank: int, world: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_hold_equal_weights_and_match_one(tmp_path):
     mp.spawn(distributed_rank, args=(2, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))

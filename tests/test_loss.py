@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.balancing.gradnorm import Fixed
+from utils.balancing import Fixed
 from utils.loss import ComputeJointLoss, ComputeLoss, FocalLoss, image_loss, smooth_bce
 
 HYP = {"box": 0.05, "obj": 1.0, "cls": 0.5, "cls_pw": 1.0, "obj_pw": 1.0, "anchor_t": 4.0, "fl_gamma": 0.0}

@@ -1,4 +1,4 @@
-"""What is measured at W: which tensors W may hold, which task is left to the subtraction, what a window collects."""
+"""What is measured at W: which tensors W may hold, what an optimiser step collects, the trace; tasks switched off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from two_tasks import TwoTasks, train
 
-from utils.balancing.gradnorm import Fixed, GradNorm
+from utils.balancing import Fixed, GradNorm, build_balancer
 
 
 def test_w_may_be_one_tensor_or_several():
@@ -41,7 +41,7 @@ def test_the_first_steps_are_measured_one_by_one_and_then_every_interval():
     history = train(model, balancer, 14, micro=2)
     changes = [0] + [k for k in range(1, 14) if not torch.equal(history[k], history[k - 1])]
     assert changes == [0, 1, 2, 3, 5, 10] and balancer.updates == 6
-    assert balancer._moments["counted"] == [4, 4]
+    assert balancer.state_dict()["moments"]["counted"] == [4, 4]
 
 
 def test_smoothing_counts_optimiser_steps():
@@ -51,17 +51,7 @@ def test_smoothing_counts_optimiser_steps():
     train(model, balancer, 11)
     new = 1 - math.exp(-10 / 20)
     first = 1 - math.exp(-1 / 20)
-    assert balancer._moments["norm_weight"][0] == pytest.approx(first * math.exp(-10 / 20) + new)
-
-
-@pytest.mark.parametrize("weights", [(1.0, 0.01), (0.01, 1.0)])
-def test_the_task_that_pulls_hardest_is_left_to_the_subtraction(weights):
-    model = TwoTasks()
-    balancer = Fixed(2, model.shared, interval=1, task_weights=weights)
-    train(model, balancer, 2)
-    norms = balancer.stats()["grad_norms"]
-    pulls = [w * n for w, n in zip(weights, norms, strict=True)]
-    assert balancer._derived == pulls.index(max(pulls))
+    assert balancer.state_dict()["moments"]["norm_weight"][0] == pytest.approx(first * math.exp(-10 / 20) + new)
 
 
 def test_a_loss_that_is_not_finite_between_measurements_does_not_spoil_the_next_one():
@@ -77,7 +67,7 @@ def test_a_loss_that_is_not_finite_between_measurements_does_not_spoil_the_next_
         balancer.backward(losses)
         model.zero_grad()
         balancer.step()
-    assert balancer.updates == 2 and all(math.isfinite(x) for x in balancer._moments["loss"])
+    assert balancer.updates == 2 and all(math.isfinite(x) for x in balancer.state_dict()["moments"]["loss"])
     assert torch.isfinite(balancer.weights).all()
 
 
@@ -129,3 +119,79 @@ def test_frozen_weights_stay_and_interference_is_measured_on():
     assert torch.equal(balancer.weights, before) and not torch.equal(before, torch.ones(2))
     stats = balancer.stats()
     assert stats["measured"] == 2 and stats["cosine"] is not None
+
+
+# ---- the trace ------------------------------------------------------------------------------------------------------
+
+
+def test_the_trace_has_a_row_for_each_update_and_hands_it_out_once():
+    model = TwoTasks()
+    balancer = GradNorm(2, shared=model.shared, interval=2, init_steps=3, smoothing=0)
+    history = train(model, balancer, 7)
+    rows = balancer.trace()
+    assert [row["step"] for row in rows] == [1, 2, 3, 5, 7] and balancer.trace() == []
+    for row in rows:
+        assert row["weights"] == history[row["step"] - 1].tolist()
+        assert all(x > 0 for x in (*row["losses"], *row["norms"])) and -1 <= row["cosine"] <= 1
+        assert sum(row["ratios"]) == pytest.approx(2)  # their mean is 1
+    first, last = rows[0], rows[-1]
+    assert first["ratios"] == pytest.approx([1.0, 1.0]) and last["ratios"] != first["ratios"]
+    assert first["losses"] == pytest.approx([x.item() for x in TwoTasks().losses()])
+
+
+def test_the_trace_of_a_sum_has_no_ratios_and_an_absent_task_no_numbers():
+    model = TwoTasks()
+    balancer = Fixed(2, model.shared, interval=1)
+    train(model, balancer, 1, edit=lambda k, losses: [losses[0], losses[1] * 0])
+    (row,) = balancer.trace()
+    assert row["ratios"] == [None, None] and row["weights"] == [1.0, 1.0]
+    assert row["losses"][1] is None and row["norms"][1] is None and row["cosine"] is None
+    assert row["losses"][0] > 0 and row["norms"][0] > 0
+
+
+def test_resume_neither_loses_nor_repeats_rows_of_the_trace():
+    whole, cut, later = TwoTasks(), TwoTasks(), TwoTasks()
+    balancers = [GradNorm(2, shared=m.shared, interval=1) for m in (whole, cut, later)]
+    train(whole, balancers[0], 9)
+    train(cut, balancers[1], 3)
+    rows = balancers[1].trace()
+    train(cut, balancers[1], 6, 3)
+    later.load_state_dict(cut.state_dict())
+    balancers[2].load_state_dict(balancers[1].state_dict())
+    train(later, balancers[2], 9, 6)
+    assert rows + balancers[2].trace() == balancers[0].trace()
+
+
+# ---- tasks that are switched off ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("off", [0, 1])
+def test_a_task_of_weight_0_leaves_its_own_parameters_without_a_gradient(off):
+    model, weights = TwoTasks(), [1.0, 1.0]
+    weights[off] = 0.0
+    balancer = Fixed(2, model.shared, interval=1, task_weights=weights)
+    balancer.backward(model.losses(), batch_size=2)
+    balancer.step()
+    assert all(p.grad is None for p in model.heads[off].parameters())
+    got = [p.grad.clone() for p in (*model.trunk.parameters(), *model.heads[1 - off].parameters())]
+    model.zero_grad()
+    (2 * model.losses()[1 - off]).backward()
+    want = [p.grad for p in (*model.trunk.parameters(), *model.heads[1 - off].parameters())]
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert balancer.stats()["measured"] == 0 and balancer.trace() == []
+
+
+def test_a_task_that_is_off_may_have_any_loss():
+    model = TwoTasks()
+    balancer = Fixed(2, model.shared, task_weights=(0, 1))
+    assert torch.isfinite(balancer.combine([model.losses()[0] * math.nan, model.losses()[1]]))
+
+
+def test_only_the_fixed_sum_takes_a_weight_of_0():
+    model = TwoTasks()
+    for name in ("gradnorm", "uw", "mgda"):
+        with pytest.raises(ValueError, match="fixed alone takes a 0"):
+            build_balancer(name, 2, model.shared, model.parameters(), task_weights=(0, 1))
+    for weights in ((0, 0), (-1, 1), (math.nan, 1), (math.inf, 1)):
+        with pytest.raises(ValueError, match="task weights"):
+            Fixed(2, task_weights=weights)

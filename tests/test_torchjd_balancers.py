@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from two_tasks import TwoTasks, train
 
 import utils.balancing.gradnorm
-from utils.balancing.gradnorm import (
+from utils.balancing import (
     BALANCERS,
     Fixed,
     GradNorm,
@@ -21,6 +21,8 @@ from utils.balancing.gradnorm import (
     build_balancer,
     build_balancer_from_args,
 )
+from utils.balancing.torchjd import TORCHJD_BALANCERS
+from utils.balancing.torchjd_adapters import Aggregated, Scalarized
 
 # ---- resume ---------------------------------------------------------------------------------------------------------
 
@@ -73,9 +75,7 @@ def test_a_state_of_another_balancer_is_refused():
 # ---- torchjd --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, e in utils.balancing.gradnorm.TORCHJD_BALANCERS.items() if e.kind == "scalarization"]
-)
+@pytest.mark.parametrize("name", [n for n, e in TORCHJD_BALANCERS.items() if issubclass(e.balancer, Scalarized)])
 def test_a_scalarizer_gives_torchjds_gradient(name):
     model = TwoTasks()
     balancer = build(name, model)
@@ -210,7 +210,7 @@ def test_help_lists_every_balancer_with_its_paper():
     parser = argparse.ArgumentParser()
     add_balancer_arguments(parser)
     text = " ".join(parser.format_help().split())
-    for name, about in BALANCERS.items():
+    for name, (about, *_) in BALANCERS.items():
         assert f"{name} {about}" in text
         assert about.endswith(")") and "20" in about.rsplit("(", 1)[1]
 
@@ -280,8 +280,10 @@ def test_flags_of_gradnorm_without_effect_are_told(caplog):
 def test_without_shared_layers_the_default_is_the_fixed_sum():
     assert isinstance(build_balancer_from_args(parse(), 2, []), Fixed)
     assert isinstance(build_balancer_from_args(parse("--balancer", "uw"), 1, []), Fixed)
-    with pytest.raises(ValueError, match="--balancer fixed"):
-        build_balancer_from_args(parse("--balancer", "gradnorm"), 2, [])
+    aggregators = [n for n, e in TORCHJD_BALANCERS.items() if issubclass(e.balancer, Aggregated)]
+    for name in ("gradnorm", *aggregators):
+        with pytest.raises(ValueError, match=f"--balancer {name} needs layers that both tasks share.*--balancer fixed"):
+            build_balancer_from_args(parse("--balancer", name), 2, [], [nn.Parameter(torch.zeros(1))])
     with pytest.raises(ValueError, match="2 numbers"):
         build_balancer_from_args(parse("--task-weights", "1"), 2, [])
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import train_joint
+from models.yolo import Model
 from utils.system.paths import ROOT
 from utils.system.yamls import load_yaml, save_yaml
 from utils.training.evolve import evolve, read_history
@@ -349,3 +350,22 @@ def test_two_processes_train_as_one(data, tiny_cfg, tmp_path):
     assert len(records) == 1 and np.isfinite(records[0]["train"]["det"])
     assert (tmp_path / "exp/weights/best.pt").is_file() and not (tmp_path / "exp2").exists()
     assert done.stdout.count("Results saved to") == 2  # the final validation and the run, of one process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("weights", "off", "on"), [([0, 1], "detect", "image_head"), ([1, 0], "image_head", "detect")])
+def test_a_task_of_weight_0_is_not_trained(data, tiny_cfg, tmp_path, weights, off, on):
+    train(data, tiny_cfg, tmp_path, epochs=1, name="start", noplots=True, noval=True)
+    start = tmp_path / "start/weights/last.pt"
+    results = train(
+        data, tiny_cfg, tmp_path, balancer="fixed", **{"task-weights": weights}, weights=start, noplots=True
+    )
+    before, after = (Model.from_checkpoint(load_checkpoint(f)) for f in (start, tmp_path / "exp/weights/last.pt"))
+    for part, moved in ((off, False), (on, True)):
+        pairs = zip(getattr(before, part).parameters(), getattr(after, part).parameters(), strict=True)
+        same = [torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in pairs]
+        assert all(same) is not moved, part
+    record = history(tmp_path / "exp")[-1]
+    assert list(record["task_weights"].values()) == weights and record["grad_norms"] is None
+    assert record["train"]["det"] > 0 and record["train"]["image"] > 0
+    assert results["image"] and results["detection"]

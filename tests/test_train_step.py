@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.yolo import Model
-from utils.balancing.gradnorm import Fixed
+from utils.balancing import Fixed
 from utils.loss import ComputeJointLoss
 from utils.training.optim import ModelEMA, build_optimizer
 

@@ -1,21 +1,22 @@
 """What every balancer shares: the protocol of the training loop, the weighted sum, and the task gradients at W.
 
-W are the weights of the last layers that all tasks share. With T tasks, losses L_i and weights w_i, the main backward
-pass leaves sum_i w_i dL_i/dW in `W.grad`. So only T - 1 task gradients have to be taken on their own, each by a
-first-order backward pass that stops at W; the last one follows by subtraction. The task left to the subtraction is the
-one with the largest weighted norm, because there the rounding of the others can do no harm.
+W are the weights of the last layers that all tasks share. The gradient of each of the T tasks is taken on its own, by a
+first-order backward pass that stops at W; every ten optimiser steps that is next to nothing.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+LONGEST_TRACE = 100_000  # rows kept for `Balancer.trace`, in case nobody ever takes them
 
 
 def is_distributed() -> bool:
@@ -84,18 +85,27 @@ class Measurement:
     steps: list[float]  # optimiser steps in which the task was present since the last measurement
     present: list[bool]  # whether this step's batches had the task
 
+    @property
+    def pairs(self) -> list[float]:
+        """Cosines of the pairs of tasks that were both present."""
+        here = [i for i, p in enumerate(self.present) if p]
+        return [self.cosines[i][j] for i, j in itertools.combinations(here, 2)]
+
 
 @dataclass
-class _Window:
+class Window:
     """What is collected over the micro-batches of one optimiser step."""
 
-    due: bool
-    derived: int | None  # the task whose gradient is left to the subtraction
-    before: Tensor | None = None  # W.grad before the first micro-batch
-    total: Tensor | None = None  # change of W.grad since then
-    rows: dict[int, Tensor] = field(default_factory=dict)  # task -> gradient, times weight, scale and batch size
+    due: bool  # whether task gradients are measured in it
+    rows: Tensor | None = None  # [T,P]: gradients, times weight, loss scale and batch size
     scale: Tensor | float = 0.0  # sum of (loss scale * batch size)
     losses: Tensor | None = None  # [2,T]: sum of loss * pictures, sum of pictures, over batches that have the task
+
+    def add(self, rows: Sequence[Tensor], scale: Tensor | float) -> None:
+        """Take in the gradients [T,P] of one batch."""
+        new = torch.stack(list(rows))
+        self.rows = new if self.rows is None else self.rows + new
+        self.scale = self.scale + scale
 
 
 class Balancer:
@@ -121,6 +131,8 @@ class Balancer:
     """
 
     name = "balancer"
+    needs_shared = False  # whether it works on the gradients of shared layers, and is pointless where there are none
+    takes_zero = False  # whether a task weight may be 0
 
     def __init__(
         self,
@@ -134,22 +146,25 @@ class Balancer:
             raise ValueError(f"a balancer needs at least one task, not {num_tasks}")
         if len(weights) != num_tasks:
             raise ValueError(f"{len(weights)} task weights given for {num_tasks} tasks: give one for each")
-        if not all(math.isfinite(w) and w > 0 for w in weights):
-            raise ValueError(f"task weights must be positive numbers, not {weights}")
+        if not all(math.isfinite(w) and (w > 0 or w == 0 and self.takes_zero) for w in weights) or not any(weights):
+            raise ValueError(
+                f"task weights must be positive numbers, not {weights}; --balancer fixed alone takes a 0, which "
+                "switches a task off"
+            )
         if interval < 0 or interval != int(interval):
             raise ValueError(f"the measuring interval must be a whole number of optimiser steps from 0, not {interval}")
         self.num_tasks = num_tasks
         self.shared = trained(shared)
         if not all(p.is_leaf for p in self.shared):
-            raise ValueError("`shared` must hold parameters, not what is computed from them: their `.grad` is read")
+            raise ValueError("`shared` must hold parameters, not what is computed from them")
         self.interval = int(interval)
         self.steps = 0  # optimiser steps taken
         self.skipped = 0  # measurements thrown away: gradients or losses not finite, or a skipped optimiser step
         self.epoch = 0
         self._weights = weights
-        self._derived: int | None = None
-        self._window: _Window | None = None
+        self._window: Window | None = None
         self._losses: Tensor | None = None  # [3,T] since the last measurement: loss * pictures, pictures, steps
+        self._trace: deque[dict] = deque(maxlen=LONGEST_TRACE)
         self._reset_stats()
 
     # ---- the protocol -------------------------------------------------------------------------------------------
@@ -160,9 +175,9 @@ class Balancer:
         return torch.tensor(self._weights, dtype=torch.float32)
 
     def combine(self, losses: Tensor | Sequence[Tensor]) -> Tensor:
-        """sum_i w_i L_i with constant weights: a scalar with the graph of the losses; no side effect."""
+        """sum_i w_i L_i with constant weights, tasks of weight 0 left out: a scalar with a graph; no side effect."""
         self._check_number(losses)
-        return sum(w * loss for w, loss in zip(self._weights, losses, strict=True))
+        return sum(w * loss for w, loss in zip(self._weights, losses, strict=True) if w)
 
     def backward(
         self,
@@ -184,18 +199,11 @@ class Balancer:
         window = self._open_window()
         scale = loss_scale(scaler, losses[0]) * batch_size
         if window.due:
-            if window.derived is not None and window.before is None:
-                window.before = flatten([p.grad for p in self.shared], self.shared)
-            for i, loss in enumerate(losses):
-                if i != window.derived:
-                    # Weighted, as in the main pass: float16 then overflows here only where it does there.
-                    row = flat_gradient(loss * (self._weights[i] * scale), self.shared, i)
-                    window.rows[i] = window.rows[i] + row if i in window.rows else row
-            window.scale = window.scale + scale
+            # Weighted, as in the main pass: float16 then overflows here only where it does there.
+            weighted = [loss * (w * scale) for w, loss in zip(self._weights, losses, strict=True)]
+            window.add([flat_gradient(loss, self.shared, i) for i, loss in enumerate(weighted)], scale)
         self._collect(losses, batch_size, present)
         (self._objective(losses) * scale).backward()
-        if window.due and window.derived is not None:
-            window.total = flatten([p.grad for p in self.shared], self.shared) - window.before
 
     def step(self, stepped: bool = True) -> None:
         """Close the optimiser step: `stepped` is False where it was skipped or its gradients were thrown away."""
@@ -214,8 +222,7 @@ class Balancer:
             if measured is None:
                 self.skipped += 1
             else:
-                self._record(measured)
-                self._rebalance(measured)
+                self._record(measured, self._rebalance(measured))
 
     def end_epoch(self) -> None:
         """Call at the end of each epoch."""
@@ -240,16 +247,28 @@ class Balancer:
         self._reset_stats()
         return out
 
+    def trace(self) -> list[dict]:
+        """The measurements since the last call, a row for each, oldest first; they are handed out once.
+
+        A row is plain data: `step`, the number of optimiser steps up to and with this one; per task `losses` (mean
+        since the row before), `norms` ||dL_i/dW||, `weights` as they are after it, and `ratios` r_i where the balancer
+        has any, each None for a task that was absent; `cosine`, its mean over the pairs of tasks. Under distributed
+        training the process of rank 0 has them.
+        """
+        rows = list(self._trace)
+        self._trace.clear()
+        return rows
+
     def state_dict(self) -> dict:
-        """Everything that the next step depends on, plain numbers and lists."""
+        """Everything that the next step depends on, and rows of the trace that nobody took: plain numbers and lists."""
         return {
             "name": self.name,
             "weights": list(self._weights),
             "steps": self.steps,
             "skipped": self.skipped,
             "epoch": self.epoch,
-            "derived": self._derived,
             "losses": None if self._losses is None else self._losses.tolist(),
+            "trace": list(self._trace),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -260,9 +279,9 @@ class Balancer:
             raise ValueError(f"the saved state has {len(state['weights'])} tasks, this balancer {self.num_tasks}")
         self._weights = [float(w) for w in state["weights"]]
         self.steps, self.skipped, self.epoch = int(state["steps"]), int(state["skipped"]), int(state["epoch"])
-        self._derived = state["derived"]
         self._losses = None if state["losses"] is None else torch.tensor(state["losses"], device=self._device())
         self._window = None
+        self._trace = deque(state.get("trace", ()), LONGEST_TRACE)  # runs before there was one have none
         self._reset_stats()
 
     def __repr__(self) -> str:
@@ -275,11 +294,12 @@ class Balancer:
         """The scalar that is minimised, per picture."""
         return self.combine(losses)
 
-    def _rebalance(self, measured: Measurement) -> None:
-        """Change the weights after a measurement."""
+    def _rebalance(self, measured: Measurement) -> list[float | None] | None:
+        """Change the weights after a measurement; returns r_i [T] where the balancer computes them."""
 
     def _measures(self) -> bool:
-        return self.num_tasks > 1 and bool(self.shared) and self.interval > 0
+        """Whether there is anything to measure: not where a task is switched off, since nothing meets the others."""
+        return self.num_tasks > 1 and bool(self.shared) and self.interval > 0 and all(self._weights)
 
     def _due(self) -> bool:
         return self._measures() and self.steps % self.interval == 0
@@ -293,9 +313,9 @@ class Balancer:
     def _device(self) -> torch.device:
         return self.shared[0].device if self.shared else torch.device("cpu")
 
-    def _open_window(self) -> _Window:
+    def _open_window(self) -> Window:
         if self._window is None:
-            self._window = _Window(due=self._due(), derived=self._derived)
+            self._window = Window(due=self._due())
         return self._window
 
     @torch.no_grad()
@@ -313,49 +333,46 @@ class Balancer:
         window.losses = new if window.losses is None else window.losses + new
 
     @torch.no_grad()
-    def _measure(self, window: _Window) -> Measurement | None:
+    def _measure(self, window: Window) -> Measurement | None:
         """Close a measurement: one exchange between processes, one read from the device. None if not finite."""
-        rows = [window.rows[i] for i in sorted(window.rows)]
-        if window.derived is not None:
-            rows.append(window.total)
-        scale = torch.as_tensor(window.scale, dtype=torch.float32, device=rows[0].device).reshape(1)
+        rows, t = window.rows, self.num_tasks
+        scale = torch.as_tensor(window.scale, dtype=torch.float32, device=rows.device).reshape(1)
         sums = torch.cat((self._losses, window.losses[1:]))
         self._losses = None
         if is_distributed():
-            # W.grad may already be the mean over the processes; averaging it once more changes nothing.
-            packed = all_reduce_sum(torch.cat((*rows, scale))) / dist.get_world_size()
-            *rows, scale = packed.split([len(rows[0])] * len(rows) + [1])
+            packed = all_reduce_sum(torch.cat((rows.flatten(), scale))) / dist.get_world_size()
+            rows, scale = packed[:-1].view_as(rows), packed[-1:]
             sums = all_reduce_sum(sums)
             sums[2] /= dist.get_world_size()
-        if window.derived is not None:
-            total = rows.pop()
-            rows.insert(window.derived, total - sum(rows))
-        norms, cosines = gram(torch.stack(rows) / (scale * scale.new_tensor(self._weights)[:, None]))
+        norms, cosines = gram(rows / (scale * scale.new_tensor(self._weights)[:, None]))
         # The one place where the host waits for the device.
-        numbers = iter(torch.cat((norms, cosines.reshape(-1), sums.reshape(-1).to(norms))).tolist())
-        t = self.num_tasks
-        norms, *cosines = (list(itertools.islice(numbers, t)) for _ in range(t + 1))
-        total_loss, pictures, steps, now = (list(itertools.islice(numbers, t)) for _ in range(4))
+        numbers = torch.cat((norms[None], cosines, sums.to(norms))).tolist()
+        norms, cosines, (total, pictures, steps, now) = numbers[0], numbers[1 : t + 1], numbers[t + 1 :]
         if not all(map(math.isfinite, norms)):
-            self._derived = None
             return None
-        weighted = [w * n for w, n in zip(self._weights, norms, strict=True)]
-        self._derived = max(range(t), key=weighted.__getitem__)
-        losses = [s / p if p > 0 else math.nan for s, p in zip(total_loss, pictures, strict=True)]
+        losses = [s / p if p > 0 else math.nan for s, p in zip(total, pictures, strict=True)]
         return Measurement(norms, cosines, losses, steps, present=[n > 0 for n in now])
 
-    def _record(self, measured: Measurement) -> None:
-        s = self._stats
+    def _record(self, measured: Measurement, ratios: list[float | None] | None) -> None:
+        s, pairs = self._stats, measured.pairs
         s["measured"] += 1
         for i, here in enumerate(measured.present):
             if here:
                 s["norms"][i] += measured.norms[i]
                 s["seen"][i] += 1
-        for i, j in itertools.combinations(range(self.num_tasks), 2):
-            if measured.present[i] and measured.present[j]:
-                s["cosine"] += measured.cosines[i][j]
-                s["conflicts"] += measured.cosines[i][j] < 0
-                s["pairs"] += 1
+        s["cosine"] += sum(pairs)
+        s["conflicts"] += sum(c < 0 for c in pairs)
+        s["pairs"] += len(pairs)
+        if is_distributed() and dist.get_rank() > 0:
+            return
+        self._trace.append({
+            "step": self.steps,
+            "losses": [None if math.isnan(x) else x for x in measured.losses],
+            "norms": [x if here else None for x, here in zip(measured.norms, measured.present, strict=True)],
+            "weights": self.weights.tolist(),
+            "ratios": ratios or [None] * self.num_tasks,
+            "cosine": sum(pairs) / len(pairs) if pairs else None,
+        })  # fmt: skip
 
     def _reset_stats(self) -> None:
         zeros = [0.0] * self.num_tasks

@@ -1,51 +1,13 @@
-"""Balancing the losses of several tasks that share a network: GradNorm, the fixed sum, and others through torchjd.
-
-balancer = build_balancer("gradnorm", num_tasks=2, shared=model.shared_parameters(), alpha=1.5)
-for images, ... in loader:
-    losses = ...                                      # one scalar per task, means per picture
-    balancer.backward(losses, batch_size, scaler)     # in place of loss.backward()
-    ...
-    optimizer.step()
-    balancer.step()                                   # after each optimiser step
-"""
+"""GradNorm (Chen et al., ICML 2018): the derivative of its loss in closed form, and the balancer that descends it."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
 from utils.balancing.base import Balancer, Measurement, flat_gradient, trained
-from utils.balancing.torchjd import TORCHJD_BALANCERS, build_torchjd_balancer, options_of, parse_option
-
-LOGGER = logging.getLogger(__name__)
-
-OWN_BALANCERS = {
-    "gradnorm": "weights that equalise the tasks' gradients and training rates (Chen et al., ICML 2018)",
-    "fixed": "sum with the weights of --task-weights (a tuned one is strong: Kurin et al., NeurIPS 2022)",
-}
-# Flags of `add_balancer_arguments` that only GradNorm heeds -> its argument.
-GRADNORM_FLAGS = {
-    "gradnorm_alpha": "alpha",
-    "gradnorm_lr": "lr",
-    "gradnorm_freeze": "freeze_after",
-    "task_priorities": "priorities",
-}
-# What --task-priorities is where it is not given, det image; (1, 1) is the paper's method.
-DEFAULT_PRIORITIES = (1.0, 1.0)
-# Its further arguments, for --balancer-option.
-GRADNORM_OPTIONS = {"init_steps": 10, "smoothing": 30.0, "floor": 1e-6}
-# Name -> one line and the paper.
-BALANCERS = OWN_BALANCERS | {name: entry.about for name, entry in TORCHJD_BALANCERS.items()}
-
-
-class Fixed(Balancer):
-    """Sum with constant weights. Task gradients are measured for the record only."""
-
-    name = "fixed"
 
 
 def gradnorm_gradient(
@@ -155,11 +117,12 @@ class GradNorm(Balancer):
         >>> bool(weights[0] > weights[1]), round(float(weights.sum()), 4)
         (True, 2.0)
 
-    `update` takes T gradients at W. In a training loop `backward` and `step` take T - 1, and handle gradient
-    accumulation, loss scaling and distributed training (see `Balancer`).
+    `update` serves a loop of one batch a step. `backward` and `step` handle gradient accumulation, loss scaling and
+    distributed training too (see `Balancer`).
     """
 
     name = "gradnorm"
+    needs_shared = True
 
     def __init__(
         self,
@@ -224,12 +187,10 @@ class GradNorm(Balancer):
             self.shared = trained(shared)
         if not self.shared:
             raise ValueError("GradNorm needs the parameters that the tasks share, and none that trains was given")
-        self._derived = None
         window = self._open_window()
         if window.due:
             weighted = [loss * w for loss, w in zip(losses, self._weights, strict=True)]
-            window.rows = {i: flat_gradient(loss, self.shared, i) for i, loss in enumerate(weighted)}
-            window.scale = 1.0
+            window.add([flat_gradient(loss, self.shared, i) for i, loss in enumerate(weighted)], 1.0)
         self._collect(losses, 1, None)
         self.step()
         return self.weights
@@ -248,9 +209,9 @@ class GradNorm(Balancer):
     def _due(self) -> bool:
         return self._measures() and (self.steps < self.init_steps or super()._due())
 
-    def _rebalance(self, measured: Measurement) -> None:
+    def _rebalance(self, measured: Measurement) -> list[float | None] | None:
         if self.frozen:
-            return
+            return None
         m, elapsed = self._moments, max(self.steps - self._measured_at, 1)
         self._measured_at = self.steps
         for i, (loss, steps) in enumerate(zip(measured.losses, measured.steps, strict=True)):
@@ -266,7 +227,7 @@ class GradNorm(Balancer):
         if any(measured.losses[i] < 0 for i in tasks):
             raise ValueError(f"GradNorm needs losses that are not negative, got {measured.losses}")
         if len(tasks) < 2:
-            return
+            return None
         norms = [math.exp(m["norm"][i] / m["norm_weight"][i]) for i in tasks]
         ratios = [math.exp(m["loss"][i] / m["loss_weight"][i]) * m["counted"][i] / m["initial"][i] for i in tasks]
         weights = [self._weights[i] for i in tasks]
@@ -281,6 +242,9 @@ class GradNorm(Balancer):
         for i, w in zip(tasks, self._above_floor([w * share / sum(moved) for w in moved]), strict=True):
             self._weights[i] = w
         self.updates += 1
+        mean = sum(p * r for p, r in zip(priorities, ratios, strict=True)) / sum(priorities)
+        relative = {i: r / mean for i, r in zip(tasks, ratios, strict=True)}
+        return [relative.get(i) for i in range(self.num_tasks)]
 
     def _above_floor(self, weights: list[float]) -> list[float]:
         """`weights` with those below the floor raised to it, at the cost of the others; the sum stays."""
@@ -313,140 +277,3 @@ class GradNorm(Balancer):
     def __repr__(self) -> str:
         priorities = ", ".join(f"{p:.4g}" for p in self.priorities)
         return f"{super().__repr__()[:-1]}, alpha={self.alpha:g}, priorities=[{priorities}])"
-
-
-def build_balancer(
-    name: str,
-    num_tasks: int,
-    shared: Iterable[Tensor] = (),
-    params: Iterable[Tensor] | None = None,
-    **options,
-) -> Balancer:
-    """The balancer called `name` (a key of `BALANCERS`).
-
-    Args:
-        name: see `BALANCERS`.
-        num_tasks: T; with one task every balancer is the plain loss.
-        shared: W, where task gradients are measured.
-        params: all trainable parameters of the network, which gradient aggregators need.
-        options: keyword arguments of the balancer; ValueError for one that it does not have.
-    """
-    if name not in BALANCERS:
-        raise ValueError(f"there is no balancer '{name}'; choose one of: {', '.join(BALANCERS)}")
-    shared = [p for p in shared if p.requires_grad]
-    if num_tasks == 1:
-        return Fixed(1, shared)
-    if not shared and name in TORCHJD_BALANCERS and TORCHJD_BALANCERS[name].kind == "aggregation":
-        LOGGER.warning("The tasks share no layer that trains: --balancer %s has nothing to combine", name)
-    try:
-        if name == "fixed":
-            return Fixed(num_tasks, shared, **options)
-        if name == "gradnorm":
-            if not shared:
-                raise ValueError(
-                    "--balancer gradnorm needs layers that both tasks share and that are not frozen; this model has "
-                    "none, so nothing is there to balance: use --balancer fixed"
-                )
-            return GradNorm(num_tasks, shared=shared, **options)
-        return build_torchjd_balancer(name, num_tasks, shared, params, **options)
-    except TypeError as error:
-        raise ValueError(f"--balancer {name} cannot take these options: {error}") from error
-
-
-def _options(name: str) -> dict:
-    """What --balancer-option may set for a balancer, and the defaults."""
-    own = {"gradnorm": GRADNORM_OPTIONS, "fixed": {}}
-    return own[name] if name in own else options_of(name)
-
-
-def add_balancer_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the balancers to a command line."""
-    listing = ";\n".join(f"  {name:12} {about}" for name, about in BALANCERS.items())
-    group = parser.add_argument_group(
-        "balancing the tasks", f"--balancer NAME sets how the losses of both tasks are combined:\n{listing}"
-    )
-    group.add_argument(
-        "--balancer",
-        default=None,
-        choices=list(BALANCERS),
-        metavar="NAME",
-        help="default: gradnorm, or fixed where the tasks share no layer",
-    )
-    group.add_argument("--task-weights", type=float, nargs="+", metavar="W", help="(initial) weights: det image")
-    group.add_argument(
-        "--task-priorities",
-        type=float,
-        nargs="+",
-        metavar="P",
-        help="how hard each task may pull at the shared layers under gradnorm: det image; 1 1 is the published method "
-        f"(default {' '.join(f'{p:g}' for p in DEFAULT_PRIORITIES)})",
-    )
-    group.add_argument("--gradnorm-alpha", type=float, help="how strongly a lagging task gains weight (default 1.5)")
-    group.add_argument("--gradnorm-lr", type=float, help="largest change of a log weight by one update (default 0.2)")
-    group.add_argument(
-        "--gradnorm-interval",
-        type=int,
-        default=10,
-        help="optimiser steps between measurements of the task gradients (by other balancers for the record only)",
-    )
-    group.add_argument(
-        "--gradnorm-layers",
-        choices=("all", "last"),
-        default="last",
-        help="measure task gradients at the last layer that the tasks share, which costs next to nothing, or at that "
-        "of every neck level that the image branch reads",
-    )
-    group.add_argument(
-        "--balancer-option",
-        nargs="+",
-        action="extend",
-        metavar="KEY=VALUE",
-        default=[],
-        help="further options: " + "; ".join(f"{n} {' '.join(_options(n))}" for n in BALANCERS if _options(n)),
-    )
-    group.add_argument("--gradnorm-freeze", type=int, metavar="EPOCHS", help="keep the weights after so many epochs")
-
-
-def build_balancer_from_args(
-    args: argparse.Namespace,
-    num_tasks: int,
-    shared: Iterable[Tensor] = (),
-    params: Iterable[Tensor] | None = None,
-) -> Balancer:
-    """The balancer that the options of `add_balancer_arguments` ask for; `shared` in the order of the layers.
-
-    Raises:
-        ValueError: An option that the balancer does not have, or a value that makes no sense.
-    """
-    shared = [p for p in shared if p.requires_grad]
-    shared = shared[-1:] if args.gradnorm_layers == "last" else shared
-    name = args.balancer or ("gradnorm" if shared else "fixed")
-    if args.balancer is None and not shared and num_tasks > 1:
-        LOGGER.info("The tasks share no layer that trains, so their losses are added up (--balancer fixed).")
-    for flag in ("task_weights", "task_priorities"):
-        if (given := getattr(args, flag)) is not None and num_tasks > 1 and len(given) != num_tasks:
-            raise ValueError(f"--{flag.replace('_', '-')} needs {num_tasks} numbers, got {len(given)}")
-    options: dict = {"interval": args.gradnorm_interval}
-    if args.task_weights is not None:
-        options["task_weights"] = args.task_weights
-    allowed = _options(name)
-    for text in args.balancer_option:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--balancer-option takes KEY=VALUE, not '{text}'")
-        if key not in allowed:
-            flag = next((f for f, k in GRADNORM_FLAGS.items() if k == key and name == "gradnorm"), "")
-            hint = f"use --{flag.replace('_', '-')}" if flag else f"its options: {', '.join(allowed) or 'none'}"
-            raise ValueError(f"--balancer {name} has no option {key} of --balancer-option; {hint}")
-        options[key] = parse_option(name, key, value, allowed[key])
-    if name == "gradnorm" and num_tasks == len(DEFAULT_PRIORITIES):
-        options["priorities"] = DEFAULT_PRIORITIES
-    for flag, key in GRADNORM_FLAGS.items():
-        value = getattr(args, flag)
-        if value is None:
-            continue
-        if name == "gradnorm":
-            options[key] = value
-        elif num_tasks > 1:
-            LOGGER.warning("--%s has no effect on --balancer %s", flag.replace("_", "-"), name)
-    return build_balancer(name, num_tasks, shared, params, **options)

@@ -5,33 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from utils.balancing.base import Balancer, all_reduce_sum, flatten, is_distributed, loss_scale
+from utils.balancing.torchjd_state import copied, load_module_state, module_state
 
 
 class Scalarized(Balancer):
     """A function of the losses, by a scalarizer of torchjd.
 
     The scalarizer sees the losses' values (averaged over the processes) and gives their weights, dS/dL_i; the network
-    gets the gradient of sum_i (dS/dL_i) L_i, which is that of the scalarizer. Its own parameters, where it has any, are
-    trained by an Adam of their own, without decay, after each optimiser step. Where a task is absent from a batch, the
+    gets the gradient of sum_i (dS/dL_i) L_i, which is that of the scalarizer. Where a task is absent from a batch, the
     scalarizer sees its last value, and nothing is learned from it.
-
-    FAMO compares the losses before and after a step on the same batch. To spare that second forward pass, the losses
-    of the next optimiser step stand in for them; the noise of the batches cancels, as each enters twice with opposite
-    signs.
 
     Args:
         name: of the balancer.
         scalarizer: a `torchjd.scalarization.Scalarizer` for T values.
         num_tasks, shared, interval: see `Balancer`.
         task_weights: factors of the losses before they reach the scalarizer; all 1 if None.
-        lr: of the scalarizer's parameters.
     """
+
+    module = "scalarization"  # of torchjd
 
     def __init__(
         self,
@@ -41,18 +37,14 @@ class Scalarized(Balancer):
         shared: Iterable[Tensor] = (),
         interval: int = 10,
         task_weights: Sequence[float] | None = None,
-        lr: float = 0.025,
     ) -> None:
         super().__init__(num_tasks, shared, interval, task_weights)
-        self.name, self.scalarizer, self.lr = name, scalarizer, lr
+        self.name, self.scalarizer = name, scalarizer
         self.factors = list(self._weights)
-        self._famo = name == "famo"
-        self._learned = [] if self._famo else list(scalarizer.parameters())
-        self._optimizer = torch.optim.Adam(self._learned, lr=lr) if self._learned else None
+        self._learned: list[nn.Parameter] = []  # parameters whose gradients are wanted
         self._last: Tensor | None = None  # [T] last value of each task
         self._effective: Tensor | None = None  # [T] weights of the last batch
         self._pending: list[Tensor] = []  # over the micro-batches: gradients of the parameters, sum of losses, pictures
-        self._previous: Tensor | None = None  # [T] mean losses of the last optimiser step (FAMO)
 
     @property
     def weights(self) -> Tensor:
@@ -63,11 +55,6 @@ class Scalarized(Balancer):
             return super().combine(losses)
         self._check_number(losses)
         return self._objective(losses)
-
-    def _open_window(self):
-        # The weights differ from batch to batch, so no task gradient follows from the others'.
-        self._derived = None
-        return super()._open_window()
 
     def _weigh(self, losses: Sequence[Tensor], batch_size: int, present: Sequence[bool] | None) -> Tensor:
         """Weights [T] of a batch's losses, from the scalarizer."""
@@ -112,50 +99,99 @@ class Scalarized(Balancer):
         if not stepped or not pending:
             return
         *grads, losses, pictures, absent = pending
-        if self._optimizer is not None and all(bool(g.isfinite().all()) for g in grads):
-            for p, g in zip(self._learned, grads, strict=True):
-                p.grad = g / pictures
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-        if self._famo:
-            mean = losses / pictures * losses.new_tensor(self.factors)
-            if self._previous is not None and not absent:
-                with torch.no_grad():
-                    self.scalarizer(self._previous)
-                self.scalarizer.update(mean)
-            self._previous = None if absent else mean
+        self._learn([g / pictures for g in grads], losses / pictures, absent)
 
-    def end_epoch(self) -> None:
-        super().end_epoch()
-        if self.name == "dwa":
-            self.scalarizer.step()
+    def _learn(self, grads: list[Tensor], losses: Tensor, absent: Tensor) -> None:
+        """Learn from an optimiser step.
+
+        Args:
+            grads: of the parameters `_learned`.
+            losses: [T] means per picture, without the factors.
+            absent: above 0 where a task was absent.
+        """
 
     def state_dict(self) -> dict:
-        state = super().state_dict()
-        state["scalarizer"] = module_state(self.scalarizer)
-        state["optimizer"] = None if self._optimizer is None else self._optimizer.state_dict()
-        famo = getattr(self.scalarizer, "_optimizer", None)
-        state["famo_optimizer"] = None if famo is None else famo.state_dict()
-        for key in ("_last", "_effective", "_previous"):
-            value = getattr(self, key)
-            state[key] = None if value is None else value.detach().cpu().clone()
-        return state
+        state = super().state_dict() | {"scalarizer": module_state(self.scalarizer)}
+        return state | {key: copied(getattr(self, key)) for key in ("_last", "_effective")}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
+        self.scalarizer.to(self._device())
+        load_module_state(self.scalarizer, state["scalarizer"], self._device())
+        for key in ("_last", "_effective"):
+            setattr(self, key, copied(state[key], self._device()))
+        self._pending = []
+
+
+class Learned(Scalarized):
+    """A scalarizer with parameters, which an Adam of their own trains, without decay, after each optimiser step.
+
+    Args:
+        lr: its learning rate; the others: see `Scalarized`.
+    """
+
+    def __init__(self, *args: Any, lr: float, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.lr, self._learned = lr, list(self.scalarizer.parameters())
+        self._optimizer = torch.optim.Adam(self._learned, lr=lr)
+
+    def _learn(self, grads: list[Tensor], losses: Tensor, absent: Tensor) -> None:
+        if all(bool(g.isfinite().all()) for g in grads):
+            for p, g in zip(self._learned, grads, strict=True):
+                p.grad = g
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+class DWA(Scalarized):
+    """Its weights follow the losses of whole epochs."""
+
+    def end_epoch(self) -> None:
+        super().end_epoch()
+        self.scalarizer.step()
+
+
+class FAMO(Scalarized):
+    """FAMO compares the losses before and after a step on the same batch.
+
+    To spare that second forward pass, the losses of the next optimiser step stand in for them; the noise of the batches
+    cancels, as each enters twice with opposite signs.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._previous: Tensor | None = None  # [T] mean losses of the last optimiser step, times the factors
+
+    def _learn(self, grads: list[Tensor], losses: Tensor, absent: Tensor) -> None:
+        mean, absent = losses * losses.new_tensor(self.factors), bool(absent)
+        if self._previous is not None and not absent:
+            with torch.no_grad():
+                self.scalarizer(self._previous)
+            self.scalarizer.update(mean)
+        self._previous = None if absent else mean
+
+    def state_dict(self) -> dict:
+        optimizer = self.scalarizer._optimizer
+        famo = None if optimizer is None else optimizer.state_dict()
+        return super().state_dict() | {"famo_optimizer": famo, "_previous": copied(self._previous)}
+
+    def load_state_dict(self, state: dict) -> None:
         device = self._device()
         self.scalarizer.to(device)
-        if state["famo_optimizer"] is not None:
+        if state.get("famo_optimizer") is not None:  # a state of another balancer is refused below
             # One update that changes nothing makes FAMO create its optimiser.
             self.scalarizer(torch.ones(self.num_tasks, device=device))
             self.scalarizer.update(torch.ones(self.num_tasks, device=device))
             self.scalarizer._optimizer.load_state_dict(state["famo_optimizer"])
-        load_module_state(self.scalarizer, state["scalarizer"], device)
-        if self._optimizer is not None:
-            self._optimizer.load_state_dict(state["optimizer"])
-        for key in ("_last", "_effective", "_previous"):
-            setattr(self, key, None if state[key] is None else state[key].to(device))
-        self._pending = []
+        super().load_state_dict(state)
+        self._previous = copied(state["_previous"], device)
 
 
 class Aggregated(Balancer):
@@ -171,29 +207,33 @@ class Aggregated(Balancer):
         name: of the balancer.
         aggregator: a `torchjd.aggregation.Aggregator`.
         num_tasks, shared, interval: see `Balancer`.
-        params: all trainable parameters of the network.
         task_weights: factors of the losses; all 1 if None.
+        params: all trainable parameters of the network.
         factor: of the aggregation.
     """
+
+    module = "aggregation"  # of torchjd
+    needs_shared = True
 
     def __init__(
         self,
         name: str,
         aggregator: nn.Module,
         num_tasks: int,
-        shared: Iterable[Tensor],
-        params: Iterable[Tensor],
+        shared: Iterable[Tensor] = (),
         interval: int = 10,
         task_weights: Sequence[float] | None = None,
+        params: Iterable[Tensor] = (),
         factor: float = 1.0,
     ) -> None:
+        from torchjd.aggregation import WeightedAggregator
+
         super().__init__(num_tasks, shared, interval, task_weights)
         self.name, self.aggregator, self.factor = name, aggregator, factor
         self.params = [p for p in params if p.requires_grad]
         self._combination: Tensor | None = None  # [T] weights of the last aggregation, where it has any
-        weighting = getattr(aggregator, "weighting", None)
-        if isinstance(weighting, nn.Module) and name != "config":
-            weighting.register_forward_hook(self._keep_weights)
+        if isinstance(aggregator, WeightedAggregator):
+            aggregator.weighting.register_forward_hook(self._keep_weights)
 
     def _keep_weights(self, _module: nn.Module, _inputs: tuple, weights: Tensor) -> None:
         self._combination = weights.detach()
@@ -213,7 +253,6 @@ class Aggregated(Balancer):
     ) -> None:
         self._check_number(losses)
         window = self._open_window()
-        window.derived = None
         scale = loss_scale(scaler, losses[0]) * batch_size
         self._collect(losses, batch_size, present)
         grads = []
@@ -224,7 +263,7 @@ class Aggregated(Balancer):
                 row = torch.autograd.grad(loss * (w * scale), self.params, retain_graph=keep, allow_unused=True)
             grads.append([None if g is None else g.detach() for g in row])
         if window.due:
-            self._note(window, grads, scale)
+            window.add([self._at_shared(row) for row in grads], scale)
         common, single = self._split(grads)
         if is_distributed():
             self._average(grads)
@@ -244,14 +283,10 @@ class Aggregated(Balancer):
                 common.append(k)
         return common, single
 
-    def _note(self, window, grads: list[list[Tensor | None]], scale: Tensor) -> None:
-        """Keep the gradients at W for the record."""
-        where = {id(p): k for k, p in enumerate(self.params)}
-        for i, row in enumerate(grads):
-            parts = [row[where[id(p)]] if id(p) in where else None for p in self.shared]
-            flat = flatten(parts, self.shared)
-            window.rows[i] = window.rows[i] + flat if i in window.rows else flat
-        window.scale = window.scale + scale
+    def _at_shared(self, row: list[Tensor | None]) -> Tensor:
+        """A task's gradient at W [P], for the record."""
+        where = {id(p): g for p, g in zip(self.params, row, strict=True)}
+        return flatten([where.get(id(p)) for p in self.shared], self.shared)
 
     def _average(self, grads: list[list[Tensor | None]]) -> None:
         """Mean over the processes, in place, in one exchange."""
@@ -283,15 +318,21 @@ class Aggregated(Balancer):
             accumulate(p, g.view(p.shape))
 
     def state_dict(self) -> dict:
-        combination = None if self._combination is None else self._combination.cpu().clone()
-        return super().state_dict() | {"aggregator": module_state(self.aggregator), "combination": combination}
+        state = super().state_dict() | {"aggregator": module_state(self.aggregator)}
+        return state | {"combination": copied(self._combination)}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         load_module_state(self.aggregator, state["aggregator"], self._device())
-        if self.name == "nash_mtl":
-            self.aggregator.weighting.step = 0.0  # its problem is set up anew at step 0
         self._combination = state["combination"]
+
+
+class NashMTL(Aggregated):
+    """Its problem is set up at step 0 of its count, so a resumed run begins that count anew."""
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.aggregator.weighting.step = 0.0
 
 
 def accumulate(p: Tensor, grad: Tensor) -> None:
@@ -300,68 +341,3 @@ def accumulate(p: Tensor, grad: Tensor) -> None:
         p.grad = torch.empty_like(p).copy_(grad)
     else:
         p.grad += grad
-
-
-# ---- state of torchjd's modules: it lives in plain attributes, which their own state_dict leaves out ----------------
-
-
-def _encode(value: Any) -> Any:
-    """`value` in tensors, plain numbers and lists; raises TypeError for anything else."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Tensor):
-        return value.detach().cpu().clone()
-    if isinstance(value, np.ndarray):
-        return ["array", torch.from_numpy(value.copy())]
-    if isinstance(value, torch.dtype | torch.device):
-        return [type(value).__name__, str(value).removeprefix("torch.")]
-    if isinstance(value, list | tuple):
-        return [type(value).__name__, [_encode(v) for v in value]]
-    raise TypeError(type(value))
-
-
-def _decode(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if not isinstance(value, list):
-        return value
-    kind, content = value
-    if kind == "array":
-        return content.numpy().copy()
-    if kind == "dtype":
-        return getattr(torch, content)
-    if kind == "device":
-        return device
-    return (tuple if kind == "tuple" else list)(_decode(v, device) for v in content)
-
-
-def module_state(module: nn.Module) -> dict[str, dict]:
-    """Parameters, buffers and plain attributes of a module and its parts, as tensors and plain values."""
-    ignored = set(vars(nn.Module()))
-    state: dict[str, dict] = {}
-    for path, part in module.named_modules():
-        found = {**vars(part), **part._buffers, **part._parameters}
-        state[path] = {}
-        for key, value in found.items():
-            if key in ignored:
-                continue
-            try:
-                state[path][key] = _encode(value)
-            except TypeError:
-                continue  # solvers, optimisers and functions are made anew
-    return state
-
-
-def load_module_state(module: nn.Module, state: dict[str, dict], device: torch.device) -> None:
-    """Put back what `module_state` took."""
-    parts = dict(module.named_modules())
-    for path, values in state.items():
-        part = parts[path]
-        for key, value in values.items():
-            if key in part._parameters:
-                with torch.no_grad():
-                    part._parameters[key].copy_(value)
-            elif key in part._buffers:
-                part._buffers[key] = _decode(value, device)
-            else:
-                vars(part)[key] = _decode(value, device)
