@@ -35,8 +35,8 @@ from utils.dataset.samplers import image_weights
 from utils.dataset.scan import DatasetIndex, report_problems, scan_dataset, shared_pictures
 from utils.loss import ComputeJointLoss, scale_gains
 from utils.metrics import joint_fitness
-from utils.plots import plot_images
 from utils.results.curves import plot_labels, plot_results, plot_task_weights
+from utils.results.drawing import plot_images
 from utils.system.arguments import parse_words
 from utils.system.devices import (
     World,

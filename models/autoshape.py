@@ -19,8 +19,8 @@ from models.load import device_of, input_dtype, largest_stride, name_classes
 from utils.augmentations import letterbox
 from utils.boxes import make_divisible, scale_boxes, xyxy2xywh
 from utils.dataset.pictures import from_array, from_pil, read_picture
-from utils.plots import save_one_box
 from utils.results.detections import draw, file_name, summary, write_image
+from utils.results.drawing import save_one_box
 from utils.system.devices import autocast, synchronize, to_input
 from utils.system.paths import increment_path
 

@@ -18,16 +18,15 @@ LAYERS = {
     "utils.augmentations": 3,
     "utils.loss": 3,
     "utils.metrics": 3,
-    "utils.plots": 3,
     "utils.balancing": 4,
     "utils.dataset": 4,
     "utils.training": 4,
-    "utils": 5,  # dataloaders, autoanchor … and the aliases of YOLOv5's names
     "utils.results": 5,
-    "models": 6,
-    "compare": 7,
-    "tad": 7,
-    "": 8,  # the scripts
+    "utils": 6,  # dataloaders, autoanchor … and the aliases of YOLOv5's names
+    "models": 7,
+    "compare": 8,
+    "tad": 8,
+    "": 9,  # the scripts
 }
 # What makes these two shareable: they know no boxes, no pictures and not each other.
 ALONE = {

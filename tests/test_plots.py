@@ -16,7 +16,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.plots import (
+from utils.results.curves import (
+    plot_confusion_matrix,
+    plot_labels,
+    plot_metric_curve,
+    plot_pr_curve,
+    plot_results,
+    plot_task_weights,
+    read_results,
+)
+from utils.results.drawing import (
     Annotator,
     _font,
     class_name,
@@ -27,15 +36,6 @@ from utils.plots import (
     shorten,
     text_color_on,
     write_image,
-)
-from utils.results.curves import (
-    plot_confusion_matrix,
-    plot_labels,
-    plot_metric_curve,
-    plot_pr_curve,
-    plot_results,
-    plot_task_weights,
-    read_results,
 )
 from utils.results.figures import safe_text, smooth
 

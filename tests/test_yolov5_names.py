@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from old_yolov5 import save_release
+from PIL import Image
 from tiny_weights import save_weights
 from torch import nn
 
@@ -16,6 +21,7 @@ import train
 import val
 from models.experimental import attempt_load
 from models.yolo import Detect, DetectionModel, Model
+from utils import plots
 
 # The network ----------------------------------------------------------------------------------------------------------
 
@@ -81,3 +87,72 @@ def test_parse_opt_passes_over_a_callers_flags(script, monkeypatch):
     with pytest.raises(SystemExit):
         parse_opt(["--count", "7"])
     assert train.parse_opt is not val.parse_opt is not detect.parse_opt
+
+
+# Drawing --------------------------------------------------------------------------------------------------------------
+
+
+def test_annotator_draws_into_the_callers_picture():
+    im0 = np.full((120, 200, 3), 90, np.uint8)
+    annotator = plots.Annotator(im0, line_width=2, example=str({0: "cat"}))
+    for *xyxy, conf, cls in torch.tensor([[20.0, 40, 80, 100, 0.9, 0], [100, 40, 190, 110, 0.5, 1]]):
+        annotator.box_label(xyxy, f"cat {conf:.2f}", color=plots.colors(int(cls), True))
+    assert annotator.result() is im0 and annotator.im is im0 and annotator.lw == 2
+    assert tuple(im0[70, 80]) == plots.colors(0, True) and tuple(im0[80, 190]) == plots.colors(1, True)
+    assert (im0[26:38, 20:60] != 90).any(), "a label stands above its box before anybody asks for the result"
+    before = im0.copy()
+    annotator.box_label([5, 5, 15, 15])
+    assert (im0 != before).any()
+
+
+def test_annotator_takes_other_pictures_and_arguments():
+    array = np.full((90, 90, 3), 90, np.uint8)
+    for im in (Image.fromarray(array), array[..., ::-1], np.frombuffer(array.tobytes(), np.uint8).reshape(90, 90, 3)):
+        annotator = plots.Annotator(im, 3, 12, "Arial.ttf", True)
+        annotator.box_label((20, 20, 70, 70), "ü", (1, 2, 3), (4, 5, 6))
+        annotator.text((30, 40), "track 7", txt_color=(0, 255, 0))
+        drawn = annotator.result()
+        assert drawn.shape == array.shape and tuple(drawn[60, 20]) == (1, 2, 3)
+        assert (drawn[40:60, 30:60] == (0, 255, 0)).all(2).any()
+    assert (array == 90).all()
+
+
+@given(i=st.integers(-5, 10**7))
+def test_colours_are_rgb_unless_asked_otherwise(i):
+    rgb = plots.colors(i)
+    assert plots.colors(torch.tensor(float(i % 1000)), True) == plots.colors(i % 1000)[::-1]
+    assert plots.colors(i, bgr=True) == rgb[::-1] and all(type(c) is int and 0 <= c <= 255 for c in rgb)
+
+
+def test_plot_one_box_and_save_one_box(tmp_path):
+    img = np.full((100, 100, 3), 90, np.uint8)
+    assert plots.plot_one_box(np.array([20, 30, 60, 80]), img, label="dog 0.9", color=[0, 0, 255]) is None
+    assert tuple(img[60, 20]) == (0, 0, 255)
+    plots.plot_one_box([70, 30, 90, 80], img)
+    crop = plots.save_one_box(torch.tensor([20, 30, 60, 80]), img, file=tmp_path / "crops" / "dog.jpg", BGR=True)
+    assert crop.shape == (61, 51, 3) and (tmp_path / "crops" / "dog.jpg").exists()
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_plot_images_takes_fractions_and_pixels(tmp_path, pixels):
+    images = torch.full((2, 3, 96, 128), 0.5)
+    targets = torch.tensor([[0, 0, 0.5, 0.5, 0.25, 0.5], [1, 1, 0.25, 0.5, 0.25, 0.5]])
+    if pixels:  # as YOLOv5's predictions come, with a confidence
+        targets[:, 2:] *= torch.tensor([128, 96, 128, 96])
+        targets = torch.cat((targets, torch.tensor([[0.9], [0.1]])), 1).numpy()
+    mosaic = plots.plot_images(images, targets, ["a.jpg", "b.jpg"], tmp_path / "batch.png", {0: "cat", 1: "dog"})
+    assert np.array_equal(cv2.imread(str(tmp_path / "batch.png")), mosaic)
+    found = [(mosaic == plots.colors(c, True)).all(2) for c in (0, 1)]
+    ys, xs = np.nonzero(found[0])
+    assert np.ptp(ys) > np.ptp(xs) > 50 and found[1].any() != pixels  # the weak one is left out
+    plots.plot_images(images.numpy() * 255, targets, None, tmp_path / "same.png")
+    assert cv2.imread(str(tmp_path / "same.png")).mean() > 100
+
+
+def test_plot_results_writes_results_png(tmp_path):
+    rows = ["epoch, train/box_loss, metrics/mAP_0.5", "0, 0.1, 0.2", "1, 0.05, 0.3"]
+    (tmp_path / "results.csv").write_text("\n".join(rows))
+    for arguments in ({"file": str(tmp_path / "results.csv")}, {"file": "", "dir": tmp_path}):
+        plots.plot_results(**arguments)
+        assert cv2.imread(str(tmp_path / "results.png")) is not None
+        (tmp_path / "results.png").unlink()

@@ -1,407 +1,122 @@
-"""Pictures: boxes and the image-level answer drawn on photographs, and mosaics of training and validation batches.
-
-Everything here works on copies (a caller's picture is never altered), holds no global state besides small caches and
-may run in a worker thread. Text is drawn with DejaVu Sans, the font that ships with matplotlib: nothing is downloaded.
-"""
+"""YOLOv5's names for drawing, with its signatures; `utils.results.drawing` and `utils.results.curves` do the work."""
 
 from __future__ import annotations
 
-import colorsys
-import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
-import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from utils.system.paths import increment_path
+from utils.results import curves, drawing
+from utils.results.detections import write_image
+from utils.results.drawing import save_one_box
 
-FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-DARK, WHITE = (24, 24, 24), (255, 255, 255)
-UNKNOWN_IMAGE_LABEL = "image ?"
-MIN_FONT_SIZE = 9
+__all__ = ["Annotator", "colors", "plot_images", "plot_one_box", "plot_results", "save_one_box"]
 
-# Wong, Points of view: Color blindness, Nature Methods 2011 (RGB; black left out, blue lightened for dark pictures).
-_BASE_COLORS = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 190, 125),
-    (240, 228, 66),
-    (232, 84, 32),
-    (222, 123, 178),
-    (64, 120, 242),
-)
+PALETTE = 1024  # classes and tracks further on begin again with the first one's colour
 
 
-@lru_cache(maxsize=1024)
-def _rgb(i: int) -> tuple[int, int, int]:
-    if i < len(_BASE_COLORS):
-        return _BASE_COLORS[i]
-    # Golden-angle hues: neighbouring indices stay far apart, whatever the number of classes.
-    hue = (0.11 + (i - len(_BASE_COLORS)) * 0.61803398875) % 1.0
-    red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.55)[i % 2], (0.95, 0.85)[i // 2 % 2])
-    return round(red * 255), round(green * 255), round(blue * 255)
+def colors(i: int, bgr: bool = False) -> tuple[int, int, int]:
+    """Colour of class or track `i`, RGB or BGR, 0..255."""
+    color = drawing.colors(int(i) % PALETTE)
+    return color if bgr else color[::-1]
 
 
-def colors(i: int) -> tuple[int, int, int]:
-    """Colour of class `i` as a BGR triple of 0..255; a class has the same colour in every picture and diagram."""
-    return _rgb(int(i))[::-1]
+class Annotator(drawing.Annotator):
+    """Draws boxes and labels at once, into the caller's own array.
 
-
-def class_name(names: Mapping[int, str] | Sequence[str], i: int) -> str:
-    """Name of class `i`, or its number where `names` does not hold it."""
-    if isinstance(names, Mapping):
-        return str(names.get(i, i))
-    return str(names[i]) if 0 <= i < len(names) else str(i)
-
-
-def image_label_text(row, cls_names: Mapping[int, str] | Sequence[str], max_classes: int = 3) -> str:
-    """Text for an image-level target or answer.
+    A PIL picture, and an array that cannot be drawn into (one with turned channels, say), is copied: take `result()`.
 
     Args:
-        row: `[cls_nc]`, one-hot, a mix of views, probabilities, or all zero where the answer is unknown.
-        cls_names: names of the image-level classes.
-        max_classes: at most so many classes are named; shares under 0.05 are not.
+        im: uint8 [H, W, 3], or a PIL picture; colours have its order of channels.
+        line_width, font_size: px; by default they grow with the picture.
+        font, pil, example: without effect: the font is DejaVu Sans in any case.
 
-    Returns:
-        `"PLAX"` for a one-hot row, `"PSAX 0.62 / A4C 0.38"` for shares or probabilities, `"image ?"` where unknown.
-    """
-    row = np.asarray(row, dtype=np.float64).reshape(-1)
-    if not row.size or not np.isfinite(row).all() or row.sum() <= 0:
-        return UNKNOWN_IMAGE_LABEL
-    order = [int(i) for i in np.argsort(-row, kind="stable")]
-    if row[order[0]] == 1.0 and np.count_nonzero(row) == 1:
-        return class_name(cls_names, order[0])
-    shown = [i for i in order[:max_classes] if row[i] >= 0.05] or order[:1]
-    return " / ".join(f"{class_name(cls_names, i)} {row[i]:.2f}" for i in shown)
-
-
-@lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(FONT), size)
-
-
-@lru_cache(maxsize=2048)
-def _text_mask(text: str, size: int) -> np.ndarray:
-    """Coverage 0..255 of one line of text, uint8 [ascent + descent, width]; all lines of a size are equally high."""
-    font = _font(size)
-    height = sum(font.getmetrics())
-    mask = Image.new("L", (max(1, math.ceil(font.getlength(text))), height))
-    ImageDraw.Draw(mask).text((0, 0), text, fill=255, font=font)
-    array = np.asarray(mask)
-    array.setflags(write=False)
-    return array
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in str(text))
-
-
-def shorten(text: str, size: int, max_width: float) -> str:
-    """`text` with its middle replaced by an ellipsis where it is wider than `max_width` px at font size `size`."""
-    text = _one_line(text)
-    if _font(size).getlength(text) <= max_width:
-        return text
-    keep = len(text) - 1
-    while keep > 1:
-        # The end of a file name says more than its middle: frame numbers and suffixes stand there.
-        short = f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
-        if _font(size).getlength(short) <= max_width:
-            return short
-        keep -= 1
-    return text[:1]
-
-
-def _draw_text(im: np.ndarray, x: int, y: int, mask: np.ndarray, color: Sequence[int]) -> None:
-    """Blend a text mask into `im` with its upper left corner at (x, y); what lies outside is cut."""
-    height, width = im.shape[:2]
-    x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + mask.shape[1], width), min(y + mask.shape[0], height)
-    if x1 >= x2 or y1 >= y2:
-        return
-    alpha = mask[y1 - y : y2 - y, x1 - x : x2 - x, None].astype(np.float32) / 255
-    region = im[y1:y2, x1:x2]
-    region[:] = np.rint(region + (np.asarray(color, np.float32) - region) * alpha).astype(np.uint8)
-
-
-def _fill(im: np.ndarray, x1: int, y1: int, x2: int, y2: int, color: Sequence[int], opacity: float = 1.0) -> None:
-    region = im[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
-    region[:] = np.rint(region * (1.0 - opacity) + np.asarray(color, np.float32) * opacity).astype(np.uint8)
-
-
-def text_color_on(color: Sequence[int]) -> tuple[int, int, int]:
-    """Black or white, whichever has the higher contrast on the BGR colour `color` (WCAG 2.1, relative luminance)."""
-    blue, green, red = ((c / 255) ** 2.2 for c in color)
-    return (0, 0, 0) if 0.0722 * blue + 0.7152 * green + 0.2126 * red > 0.179 else WHITE
-
-
-class Annotator:
-    """Draws boxes, labels and the image-level answer on a copy of one picture.
-
-    Boxes are drawn at once and all texts in `result`, so that no line crosses a text; a label goes above its box, or to
-    the first place around the box where it neither leaves the picture nor covers another text.
-
-    Args:
-        im: uint8 [H, W, 3], BGR. It is copied, never altered.
-        line_width: of the boxes, px; by default it grows with the picture.
-        font_size: px; by default it grows with the picture.
-
-    Raises:
-        ValueError: when `im` is not a uint8 picture of three channels.
+    Attributes:
+        im: The picture.
+        lw: Width of lines, px.
     """
 
-    def __init__(self, im: np.ndarray, line_width: int | None = None, font_size: int | None = None):
-        if im.ndim != 3 or im.shape[2] != 3 or im.dtype != np.uint8:
-            raise ValueError(f"expected a BGR picture, uint8 [H, W, 3], got {im.dtype} {list(im.shape)}")
-        self._im = np.ascontiguousarray(im).copy()
-        mean_side = (im.shape[0] + im.shape[1]) / 2
-        self.line_width = int(line_width) if line_width else max(2, round(mean_side * 0.003))
-        self.font_size = int(font_size) if font_size else max(12, round(mean_side * 0.02))
-        self._labels: list[tuple[tuple[int, int, int, int], str, tuple[int, int, int]]] = []
-        self._texts: list[tuple] = []  # arguments of _plate
-        self._plates: list[tuple[int, int, int, int]] = []  # what labels must not cover: x1, y1, x2, y2
-
-    def box(self, xyxy, label: str = "", color: Sequence[int] = (230, 159, 0)) -> None:
-        """Draw a box. xyxy: 4 numbers in px; label: its text, may be empty; color: BGR."""
-        height, width = self._im.shape[:2]
-        corners = np.array([float(v) for v in xyxy]).reshape(2, 2)
-        if not np.isfinite(corners).all():
-            return
-        # A side outside the picture stays outside, but within what OpenCV's integers hold.
-        (x1, y1), (x2, y2) = np.rint(corners.clip(-99, (width + 99, height + 99))).astype(int).tolist()
-        color = tuple(int(c) for c in color)
-        # A thin dark rim keeps the line visible on a background of its own colour.
-        cv2.rectangle(self._im, (x1, y1), (x2, y2), DARK, self.line_width + 2, cv2.LINE_AA)
-        cv2.rectangle(self._im, (x1, y1), (x2, y2), color, self.line_width, cv2.LINE_AA)
-        if label:
-            self._labels.append(((x1, y1, x2, y2), str(label), color))
-
-    def text(
+    def __init__(
         self,
-        xy,
-        text: str,
-        color: Sequence[int] = WHITE,
-        background: Sequence[int] | None = DARK,
-        opacity: float = 0.75,
+        im: np.ndarray | Image.Image,
+        line_width: int | None = None,
         font_size: int | None = None,
+        font: str = "Arial.ttf",
+        pil: bool = False,
+        example: str = "abc",
     ) -> None:
-        """Draw one line of text with its upper left corner at `xy` px, on a plate of `background` (None: no plate)."""
-        size = font_size or self.font_size
-        mask = _text_mask(_one_line(text), size)
-        self._texts.append((int(xy[0]), int(xy[1]), mask, size, color, background, opacity))
+        array = im if isinstance(im, np.ndarray) else np.array(im)
+        super().__init__(array, line_width, font_size, array.flags.c_contiguous and array.flags.writeable)
+        self.lw = self.line_width
 
-    def image_label(self, text: str, corner: str = "top-left") -> None:
-        """Draw the image-level answer, e.g. "PLAX 0.98", in a corner, on a dark plate that any background lets read.
-
-        Args:
-            text: what to write; its size shrinks, and it is shortened in the end, so that it fits the picture.
-            corner: "top-left", "top-right", "bottom-left" or "bottom-right".
-
-        Raises:
-            ValueError: for another corner.
-        """
-        vertical, _, horizontal = corner.partition("-")
-        if vertical not in ("top", "bottom") or horizontal not in ("left", "right"):
-            raise ValueError(f"corner must be top-left, top-right, bottom-left or bottom-right, not {corner!r}")
-        height, width = self._im.shape[:2]
-        size, text = round(self.font_size * 1.15), _one_line(text)
-        while size > MIN_FONT_SIZE and _font(size).getlength(text) + size > width:
-            size -= 1
-        mask = _text_mask(shorten(text, size, width - size), size)
-        plate_h, plate_w = self._plate_size(mask, size)
-        x = 0 if horizontal == "left" else width - plate_w
-        y = 0 if vertical == "top" else height - plate_h
-        self._texts.append((x, y, mask, size, WHITE, DARK, 0.8))
-
-    def result(self) -> np.ndarray:
-        """The picture with all that was drawn so far, uint8 [H, W, 3], BGR."""
-        for text in self._texts:
-            self._plate(*text)
-        for box, label, color in self._labels:
-            mask = _text_mask(shorten(label, self.font_size, self._im.shape[1] - self.font_size), self.font_size)
-            x, y = self._place(box, *self._plate_size(mask, self.font_size))
-            self._plate(x, y, mask, self.font_size, text_color_on(color), color, 1.0)
-        self._texts.clear()
-        self._labels.clear()
+    @property
+    def im(self) -> np.ndarray:
         return self._im
 
-    @staticmethod
-    def _plate_size(mask: np.ndarray, size: int) -> tuple[int, int]:
-        return mask.shape[0], mask.shape[1] + 2 * max(2, size // 4)
+    def box_label(
+        self,
+        box: Sequence[float],
+        label: str | None = "",
+        color: Sequence[int] = (128, 128, 128),
+        txt_color: Sequence[int] | None = None,
+    ) -> None:
+        """Draw a box, xyxy in px, and its label; without `txt_color` black or white, which reads best."""
+        self.box(box, label or "", color, txt_color)
+        self.result()
 
-    def _plate(self, x, y, mask, size, color, background, opacity) -> None:
-        height, width = self._plate_size(mask, size)
-        if background is not None:
-            _fill(self._im, x, y, x + width, y + height, background, opacity)
-        _draw_text(self._im, x + max(2, size // 4), y, mask, color)
-        self._plates.append((x, y, x + width, y + height))
-
-    def _place(self, box: tuple[int, int, int, int], height: int, width: int) -> tuple[int, int]:
-        """Upper left corner for a label plate: the first place around the box that is free and inside the picture."""
-        im_h, im_w = self._im.shape[:2]
-        x1, y1, x2, y2 = box
-        half = self.line_width // 2
-        left, right = x1 - half, x2 + half + 1 - width
-        above, below, top, bottom = y1 - half - height, y2 + half + 1, y1 + half + 1, y2 - half - height
-        spots = ((left, above), (left, below), (right, above), (right, below), (left, top), (left, bottom))
-        taken = np.asarray(self._plates, dtype=np.int64).reshape(-1, 4)
-        best, best_cost = (left, above), math.inf
-        for x, y in spots:
-            inside_x, inside_y = min(max(x, 0), max(im_w - width, 0)), min(max(y, 0), max(im_h - height, 0))
-            overlap_w = np.minimum(taken[:, 2], inside_x + width) - np.maximum(taken[:, 0], inside_x)
-            overlap_h = np.minimum(taken[:, 3], inside_y + height) - np.maximum(taken[:, 1], inside_y)
-            # A place that had to be pushed back into the picture vertically is worse than one that fits.
-            cost = float((overlap_w.clip(0) * overlap_h.clip(0)).sum()) + abs(inside_y - y) * width * 0.5
-            if cost < best_cost:
-                best, best_cost = (inside_x, inside_y), cost
-            if best_cost == 0:
-                break
-        return best
+    def text(
+        self, xy: Sequence[float], text: str, txt_color: Sequence[int] = (255, 255, 255), anchor: str = "top"
+    ) -> None:
+        """Draw a line of text whose upper (or, with `anchor="bottom"`, lower) left corner is at `xy` px."""
+        y = xy[1] - (self.font_size if anchor == "bottom" else 0)
+        super().text((xy[0], y), text, txt_color, background=None)
+        self.result()
 
 
-def write_image(file: str | Path, im: np.ndarray, quality: int = 92) -> Path:
-    """Write a BGR picture as JPEG (the suffix becomes .jpg), folders made as needed; any Unicode path works.
-
-    Raises:
-        OSError: when the picture cannot be encoded or written.
-    """
-    file = Path(file).with_suffix(".jpg")
-    ok, data = cv2.imencode(".jpg", im, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not ok:
-        raise OSError(f"could not encode {file} (picture of shape {list(im.shape)})")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    data.tofile(file)  # cv2.imwrite fails on non-ASCII paths under Windows
-    return file
-
-
-def save_one_box(
-    xyxy,
-    im: np.ndarray,
-    file: str | Path = "im.jpg",
-    gain: float = 1.02,
-    pad: int = 10,
-    square: bool = False,
-    BGR: bool = False,  # noqa: N803 - the name YOLOv5's users know
-    save: bool = True,
-) -> np.ndarray:
-    """Cut a box out of a picture, a little enlarged, and write it as JPEG.
-
-    Args:
-        xyxy: 4 numbers in px of `im`.
-        im: uint8 [H, W, 3], BGR.
-        file: where to write; an existing file is kept and a number is added to the name (im.jpg, im2.jpg, ...).
-        gain: width and height are multiplied by it, then `pad` px are added.
-        pad: px.
-        square: make the box a square of its longer side first.
-        BGR: return the crop as BGR instead of RGB; the file has the right colours either way.
-        save: write the file.
-
-    Returns:
-        The crop, uint8 [h, w, 3], clipped to the picture; empty (and nothing is written) where the box lies outside it.
-    """
-    x1, y1, x2, y2 = (float(v) for v in xyxy)
-    width, height = x2 - x1, y2 - y1
-    if square:
-        width = height = max(width, height)
-    width, height = width * gain + pad, height * gain + pad
-    center_x, center_y = (x1 + x2) / 2, (y1 + y2) / 2
-    im_h, im_w = im.shape[:2]
-    left, right = (int(min(max(center_x + s * width / 2, 0), im_w)) for s in (-1, 1))
-    top, bottom = (int(min(max(center_y + s * height / 2, 0), im_h)) for s in (-1, 1))
-    crop = im[top:bottom, left:right]
-    if save and crop.size:
-        write_image(increment_path(Path(file).with_suffix(".jpg")), crop, quality=95)
-    return crop if BGR else crop[..., ::-1]
-
-
-def _numpy(x) -> np.ndarray:
-    return x.detach().float().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
-
-
-def _to_bgr(images) -> np.ndarray:
-    """[B, 3, H, W] RGB, uint8 or float 0..1, tensor or array -> uint8 [B, H, W, 3] BGR."""
-    if hasattr(images, "detach"):
-        images = images.detach().cpu()
-        images = images.numpy() if not images.is_floating_point() else images.float().numpy()
-    if images.dtype != np.uint8:
-        images = np.rint(images.clip(0, 1) * 255).astype(np.uint8)
-    return np.ascontiguousarray(images[:, ::-1].transpose(0, 2, 3, 1))
+def plot_one_box(
+    x: Sequence[float],
+    img: np.ndarray,
+    color: Sequence[int] | None = None,
+    label: str | None = None,
+    line_thickness: int | None = 3,
+) -> None:
+    """Draw a box, xyxy in px, into a picture: YOLOv5's way until v5.0."""
+    Annotator(img, line_width=line_thickness).box_label(x, label, color or colors(0, bgr=True))
 
 
 def plot_images(
     images,
     targets,
-    image_targets,
-    paths: Sequence[str] | None,
-    fname: str | Path | None,
-    names: Mapping[int, str] | Sequence[str],
-    cls_names: Mapping[int, str] | Sequence[str] = (),
-    max_subplots: int = 16,
-    conf_thres: float = 0.25,
-    max_size: int = 1920,
+    paths: Sequence[str] | None = None,
+    fname: str | Path = "images.jpg",
+    names: Mapping[int, str] | Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Draw a batch as a mosaic with boxes, class names, file names and image-level labels, and write it as JPEG.
+    """Draw a batch with its boxes as a mosaic and write it, in the format of the file's suffix.
 
     Args:
-        images: [B, 3, H, W], RGB, uint8 (or float 0..1), tensor or array, any device.
-        targets: [N, 6] image index, class, x, y, w, h (normalised centre and size), or [N, 7], the confidence last.
-        image_targets: [B, cls_nc] one-hot, mixed, probabilities or zero rows (unknown); None or [B, 0]: no such task.
+        images: [B, 3, H, W], RGB, of 0..255 or 0..1; tensor or array.
+        targets: [N, 6] image index, class, x, y, w, h, or [N, 7], the confidence last (those above 0.25 are drawn);
+            centre and size as fractions of the picture, or in pixels.
         paths: B file names for the captions, or None.
-        fname: where to write (.jpg), or None to only return the mosaic.
-        names: names of the object classes.
-        cls_names: names of the image-level classes.
-        max_subplots: at most so many pictures are shown.
-        conf_thres: boxes with a confidence up to this are left out ([N, 7] targets only).
-        max_size: longest side of the mosaic in px; tiles are 320 to 640 px, small pictures are enlarged.
+        names: names of the classes; None: their numbers.
 
     Returns:
         The mosaic, uint8 [h, w, 3], BGR.
     """
-    images = _to_bgr(images[:max_subplots])
-    targets = _numpy(targets).reshape(len(targets), -1) if len(targets) else np.zeros((0, 6), np.float32)
-    if image_targets is not None:
-        image_targets = _numpy(image_targets[:max_subplots])
-        image_targets = image_targets if image_targets.ndim == 2 and image_targets.shape[1] else None
-    count, height, width = images.shape[:3]
-    columns = max(1, math.ceil(math.sqrt(count)))
-    rows = max(1, math.ceil(count / columns))
-    scale = min(max(max_size // columns, 320), 640) / max(height, width, 1)
-    tile_h, tile_w = max(1, round(height * scale)), max(1, round(width * scale))
-
-    font_size = max(12, round(max(tile_h, tile_w) / 30))
-    line_h = sum(_font(font_size).getmetrics()) + 2
-    caption_h = line_h * ((paths is not None) + (image_targets is not None))
-    gap = 6
-    cell_h, cell_w = tile_h + caption_h + gap, tile_w + gap
-    mosaic = np.full((rows * cell_h + gap, columns * cell_w + gap, 3), 255, np.uint8)
-
-    for i, im in enumerate(images):
-        x, y = gap + i % columns * cell_w, gap + i // columns * cell_h
-        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        tile = Annotator(cv2.resize(im, (tile_w, tile_h), interpolation=interpolation), font_size=font_size)
-        for row in _rows_of_image(targets, i, conf_thres):
-            center, half = row[2:4] * (tile_w, tile_h), row[4:6] * (tile_w, tile_h) / 2
-            label = class_name(names, int(row[1])) + (f" {row[6]:.2f}" if len(row) > 6 else "")
-            tile.box((*(center - half), *(center + half)), label, colors(int(row[1])))
-        _fill(mosaic, x, y, x + tile_w, y + caption_h, DARK)
-        lines = [] if paths is None else [(Path(paths[i]).name, WHITE)]
-        if image_targets is not None:
-            lines.append((image_label_text(image_targets[i], cls_names), (120, 230, 255)))
-        for k, (text, color) in enumerate(lines):
-            mask = _text_mask(shorten(text, font_size, tile_w - 12), font_size)
-            _draw_text(mosaic, x + 6, y + 1 + k * line_h, mask, color)
-        mosaic[y + caption_h : y + caption_h + tile_h, x : x + tile_w] = tile.result()
-    if fname is not None:
-        write_image(fname, mosaic)
+    images, targets = (drawing.to_numpy(v) for v in (images, targets))
+    if images.dtype != np.uint8:
+        images = images / (255 if images.max(initial=0) > 1 else 1)
+    if targets.size and targets[:, 2:6].max() > 1.01:
+        height, width = images.shape[2:]
+        targets = np.concatenate((targets[:, :2], targets[:, 2:6] / (width, height, width, height), targets[:, 6:]), 1)
+    mosaic = drawing.plot_images(images, targets, None, paths, None, names or ())
+    write_image(fname, mosaic)
     return mosaic
 
 
-def _rows_of_image(targets: np.ndarray, i: int, conf_thres: float) -> np.ndarray:
-    """Boxes of picture `i`; those with a confidence best first, the weak ones left out."""
-    rows = targets[targets[:, 0] == i]
-    if targets.shape[1] > 6:
-        rows = rows[rows[:, 6] > conf_thres]
-        rows = rows[np.argsort(-rows[:, 6], kind="stable")]
-    return rows
+def plot_results(file: str | Path = "path/to/results.csv", dir: str | Path = "") -> None:  # noqa: A002 - its name
+    """Draw a run's results.csv, or that of the folder `dir`, as results.png beside it."""
+    file = Path(file) if file else Path(dir) / "results.csv"
+    curves.plot_results(file, file.with_name("results.png"))

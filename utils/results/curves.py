@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from utils.plots import class_name
+from utils.results.drawing import class_name
 from utils.results.figures import (
     BLUE,
     GREEN,

@@ -12,7 +12,7 @@ import numpy as np
 
 from utils.boxes import xyxy2xywhn
 from utils.dataset.labels import format_label
-from utils.plots import Annotator, colors, save_one_box
+from utils.results.drawing import Annotator, colors, save_one_box
 from utils.results.sources import Frame
 from utils.system.paths import UniqueStems
 

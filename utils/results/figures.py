@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils.plots import colors
+from utils.results.drawing import colors
 
 Names = Mapping[int, str] | Sequence[str]
 DPI = 150

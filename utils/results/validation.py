@@ -14,9 +14,9 @@ from utils.boxes import xyxy2xywhn
 from utils.dataset.config import DataConfig
 from utils.dataset.scan import DatasetIndex
 from utils.metrics import CURVE_POINTS, DetectionMetrics, ImageMetrics
-from utils.plots import plot_images
 from utils.results import coco
 from utils.results.curves import plot_confusion_matrix, plot_metric_curve, plot_pr_curve
+from utils.results.drawing import plot_images
 
 PLOTTED_BATCHES = 3
 
