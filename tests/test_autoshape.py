@@ -240,12 +240,12 @@ def test_device_0_is_the_first_gpu_and_not_the_best_there_is(weights, monkeypatc
     assert asked == [name] * 2
 
 
-def test_reference_detections(golden, shared):
+def test_reference_detections(theirs, shared):
     """The same boxes as from `detect.py`, whose letterbox is the same for pictures of one size up to padding."""
     import json
 
-    rows = json.loads((golden / "checkpoint_expected.json").read_text())["detect"]["images"]
-    model = AutoShape(load_model(golden / "yolov5n_heart_det.pt"))
+    rows = json.loads((theirs / "checkpoint_expected.json").read_text())["detect"]["images"]
+    model = AutoShape(load_model(theirs / "yolov5n_heart_det.pt"))
     model.conf = 0.05
     result = model([shared / "heart" / "valid" / "images" / r["file"] for r in rows], size=320)
     for boxes, row in zip(result.xyxy, rows, strict=True):

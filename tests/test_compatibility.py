@@ -384,15 +384,15 @@ def test_loaders_by_yolov5s_names(tmp_path):
 # Numbers --------------------------------------------------------------------------------------------------------------
 
 
-def test_parity_of_validation_at_a_users_thresholds(golden, shared):
+def test_parity_of_validation_at_a_users_thresholds(theirs, shared):
     """One mode of the page's table; `benchmarks/parity.py` makes all of it."""
-    content = json.loads((golden / "checkpoint_expected.json").read_text())
+    content = json.loads((theirs / "checkpoint_expected.json").read_text())
     expected = next(e for e in content["val"] if e["tag"] == "conf0.25_iou0.45")
     data = {"path": str(shared / "heart"), "train": "train/images", "val": "valid/images", "cls_nc": 3}
     data["names"] = {int(k): v for k, v in content["loaded"]["names"].items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        row = parity.compare(expected, golden / content["file"], data)
+        row = parity.compare(expected, theirs / content["file"], data)
     assert row.pop("boxes") == (146, 146)
     assert all(ours == pytest.approx(theirs, abs=2e-3) for ours, theirs in row.values())
 

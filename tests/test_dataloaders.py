@@ -27,8 +27,8 @@ def index(tmp_path_factory) -> DatasetIndex:
 
 
 @pytest.fixture(scope="module")
-def heart_valid(golden) -> DatasetIndex:
-    return scan_dataset(str(golden.parent / "heart" / "valid" / "images"), 4, 3, cache=False, verbose=False)
+def heart_valid(shared) -> DatasetIndex:
+    return scan_dataset(str(shared / "heart" / "valid" / "images"), 4, 3, cache=False, verbose=False)
 
 
 def all_batches(loader) -> list:
@@ -45,24 +45,26 @@ def same(a: list, b: list) -> bool:
 # --- validation against the reference -----------------------------------------------------------------------------
 
 
-def test_rect_shapes_reference(golden, heart_valid):
-    facts = json.loads((golden / "val_loader.json").read_text())
-    shapes = [(heart_valid.shapes, facts["configs"])]
-    shapes.append((np.array(facts["mixed_sizes"]["input_shapes_wh"]), facts["mixed_sizes"]["configs"]))
-    for shapes_wh, configs in shapes:
-        for c in configs:
-            order, batches = rect_batches(shapes_wh, c["imgsz"], c["batch"], c["stride"], c["pad"])
-            assert batches.tolist() == c["batch_shapes_hw"]
-            # Sorted; pictures of one aspect ratio come in an order of their own.
-            aspect = shapes_wh[order, 1] / shapes_wh[order, 0]
-            assert (np.diff(aspect) >= 0).all()
-            if "image_shapes_wh_in_order" in c:
-                assert shapes_wh[order].tolist() == c["image_shapes_wh_in_order"]
+def check_rect_batches(shapes_wh: np.ndarray, configs: list[dict]) -> None:
+    for c in configs:
+        order, batches = rect_batches(shapes_wh, c["imgsz"], c["batch"], c["stride"], c["pad"])
+        assert batches.tolist() == c["batch_shapes_hw"]
+        # Sorted; pictures of one aspect ratio come in an order of their own.
+        aspect = shapes_wh[order, 1] / shapes_wh[order, 0]
+        assert (np.diff(aspect) >= 0).all()
+        if "image_shapes_wh_in_order" in c:
+            assert shapes_wh[order].tolist() == c["image_shapes_wh_in_order"]
 
 
-def test_validation_items_reference(golden, heart_valid):
-    facts = json.loads((golden / "val_loader.json").read_text())
-    pixels = np.load(golden / "val_loader.npz")
+def test_rect_shapes_reference(golden):
+    facts = json.loads((golden / "rect_shapes.json").read_text())
+    check_rect_batches(np.array(facts["input_shapes_wh"]), facts["configs"])
+
+
+def test_validation_of_real_pictures_reference(theirs, heart_valid):
+    facts = json.loads((theirs / "val_loader.json").read_text())
+    pixels = np.load(theirs / "val_loader.npz")
+    check_rect_batches(heart_valid.shapes, facts["configs"])
     rect = JointDataset(heart_valid, 320, rect=True, batch_size=16, pad=0.5, cls_nc=3)
     square = JointDataset(heart_valid, 320, cls_nc=3)
     assert square.index.im_files[0].endswith(facts["square_item0"]["file"])
@@ -83,7 +85,7 @@ def test_validation_items_reference(golden, heart_valid):
 
 
 def test_mixed_size_letterbox_reference(golden):
-    facts = json.loads((golden / "val_loader.json").read_text())["mixed_sizes"]
+    facts = json.loads((golden / "rect_shapes.json").read_text())
     for item in facts["items_320_batch16_pad0.5"]:
         w, h = item["input_wh"]
         new_h, new_w = store.fit_shape(h, w, 320)

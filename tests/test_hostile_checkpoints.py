@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from old_yolov5 import save_release
 from test_checkpoint import content_of, equal_states, tiny, write_zip
 from tiny_data import draw_set
 from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
@@ -221,6 +222,7 @@ def test_a_tensor_has_no_state_of_its_own(tmp_path, elements):
         read_yolov5(write(Moved(elements, (Moved(elements), 0, (1_000_000,), (1,)))))
 
 
-def test_loaded_tensors_are_plain_ones(golden):
-    state = load_checkpoint(golden / "yolov5n_heart_det.pt").state_dict
+def test_loaded_tensors_are_plain_ones(tmp_path, monkeypatch):
+    save_release(tmp_path / "theirs.pt", "v7.0", monkeypatch)
+    state = load_checkpoint(tmp_path / "theirs.pt").state_dict
     assert {type(t) for t in state.values()} == {Tensor}

@@ -57,7 +57,7 @@ def header(folder) -> list[str]:
 
 
 def test_columns_are_those_of_yolov5(golden, tmp_path):
-    expected = json.loads((golden / "checkpoint_expected.json").read_text())["training_results_csv"]
+    expected = json.loads((golden / "validation.json").read_text())["training_results_csv"]
     logger(tmp_path, joint=False).epoch(record(0))
     assert header(tmp_path) == expected["columns"]
     assert (tmp_path / "results.csv").read_text()[:60] == expected["header_raw_first_60_chars"]

@@ -43,10 +43,10 @@ def test_average_precision(reference):
 
 def test_a_whole_validation(golden):
     """53486 predictions of the reference's own validation of a real data set."""
-    arrays = np.load(golden / "checkpoint_expected.npz")
-    expected = json.loads((golden / "checkpoint_expected.json").read_text())["val"][0]
-    tp = np.unpackbits(arrays["val/stats_tp"], axis=1)[:, :10].astype(bool)
-    stats = [arrays[f"val/stats_{k}"] for k in ("conf", "pred_cls", "target_cls")]
+    arrays = np.load(golden / "validation.npz")
+    expected = json.loads((golden / "validation.json").read_text())["val"]
+    tp = np.unpackbits(arrays["stats_tp"], axis=1)[:, :10].astype(bool)
+    stats = [arrays[f"stats_{k}"] for k in ("conf", "pred_cls", "target_cls")]
     out = M.ap_per_class(tp, *stats, precision_without_detections=1.0)
     means = [out.p.mean(), out.r.mean(), out.ap[:, 0].mean(), out.ap.mean()]
     np.testing.assert_allclose(means, [expected[k] for k in ("P", "R", "mAP50", "mAP50_95")], atol=1e-9)

@@ -166,7 +166,10 @@ def test_outputs_match_the_reference(golden, case, name, nc, raw_atol, decoded_a
     x = random_input(facts["input_seed"], facts["input_shape"])
     assert x.double().sum().item() == pytest.approx(facts["input_sum_f64"], rel=1e-6)
 
+    every = 1 if "small" in case else 7  # rows of decoded outputs that are kept
+
     def close(got: Tensor, key: str, atol: float) -> None:
+        got = got[:, ::every] if key.startswith("decoded") else got
         np.testing.assert_allclose(got.detach().numpy(), want[key], atol=atol, rtol=1e-3, err_msg=key)
 
     with torch.no_grad():
@@ -182,8 +185,7 @@ def test_outputs_match_the_reference(golden, case, name, nc, raw_atol, decoded_a
                 close(level, f"train_raw_{i}", raw_atol)
             for key in (k for k in want if k.startswith("after_train_fwd:")):
                 close(trained.state_dict()[key.split(":")[1]], key, 1e-5)
-        if "decoded_fused" in want:
-            close(model.fuse()(x)[0], "decoded_fused", decoded_atol)
+        close(model.fuse()(x)[0], "decoded", decoded_atol)
 
 
 # The image-level branch -----------------------------------------------------------------------------------------------

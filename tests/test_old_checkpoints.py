@@ -54,9 +54,14 @@ def test_releases(tmp_path, monkeypatch, version, stripped):
 def test_a_checkpoint_from_the_wild(shared):
     """No outputs are known of it: its layers are walked through once more, to an old Detect."""
     file = shared / "weights" / "yolov5n_wild.pt"
+    checkpoint = load_checkpoint(file)
+    assert checkpoint.names == {0: "Biodegradable", 1: "Non-biodegradable"}
+    assert checkpoint.date == "2022-11-30T09:38:22.116641" and len(checkpoint.opt) == 39
+    ours = Model.from_checkpoint(checkpoint).eval()
+    assert len(ours.state_dict()) == 349 and sum(p.numel() for p in ours.parameters()) == 1_766_623
+    assert ours(torch.rand(1, 3, 64, 64))[0].isfinite().all()
     network = DetectionModel.__new__(DetectionModel)
     nn.Module.__init__(network)
-    ours = Model.from_checkpoint(load_checkpoint(file)).eval()
     detect = Detect(ours.detect, buffer=True)
     detect.i, detect.f = ours.detect.i, ours.detect.f
     network.model, network.save = nn.Sequential(*ours.model[: detect.i], detect), ours.save

@@ -290,7 +290,7 @@ def record(epoch: int, measured: bool = True) -> dict:
 
 def golden_csv(golden: Path, folder: Path) -> Path:
     """results.csv as the reference writes it."""
-    table = json.loads((golden / "checkpoint_expected.json").read_text())["training_results_csv"]
+    table = json.loads((golden / "validation.json").read_text())["training_results_csv"]
     lines = [",".join(f"{c:>20}" for c in table["columns"])]
     lines += [",".join(f"{v:20.5g}" for v in row) for row in table["rows"]]
     (folder / "results.csv").write_text("\n".join(lines) + "\n")

@@ -323,15 +323,15 @@ def test_command_line_with_a_real_network(data, checkpoint, tmp_path, monkeypatc
         assert [row["imgsz"] for row in csv.DictReader(f)] == ["64", "96"]
 
 
-def test_reference_network_on_real_pictures(golden, shared, tmp_path):
+def test_reference_network_on_real_pictures(theirs, shared, tmp_path):
     """The reference's checkpoint on 183 pictures: its metrics, its confusion matrix, and what pycocotools says."""
-    weights = golden / "yolov5n_heart_det.pt"
+    weights = theirs / "yolov5n_heart_det.pt"
     data = {"path": str(shared / "heart"), "val": "valid/images", "train": "train/images", "cls_nc": 3}
     data |= {"names": ["AR", "MR", "PR", "TR"], "cls_names": ["PSAX", "PLAX", "A4C"]}
     results = val_joint.run(
         data, weights, imgsz=320, device="cpu", workers=0, plots=False, save_dir=tmp_path, save_json=True
     )
-    expected = json.loads((golden / "checkpoint_expected.json").read_text())["val"][0]
+    expected = json.loads((theirs / "checkpoint_expected.json").read_text())["val"][0]
     assert expected["tag"] == "rect32"
     detection = results["detection"]
     assert detection["recall"] == pytest.approx(expected["R"], abs=2e-3)
