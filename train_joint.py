@@ -33,6 +33,7 @@ from utils.dataloaders import create_dataloader
 from utils.dataset.config import DataConfig, ensure_data, load_data_config, load_hyp
 from utils.dataset.samplers import image_weights
 from utils.dataset.scan import DatasetIndex, report_problems, scan_dataset, shared_pictures
+from utils.dataset.split import leaking_groups
 from utils.loss import ComputeJointLoss, scale_gains
 from utils.metrics import joint_fitness
 from utils.results.curves import plot_labels, plot_results, plot_task_weights
@@ -273,6 +274,14 @@ def train(opt: argparse.Namespace, hyp: dict, resumed=None) -> dict:
         val_index = scan_split(run, "val") if world.is_main else None
     if val_index is not None and (same := shared_pictures(train_index, val_index)):
         run.say(f"WARNING: {same} validation pictures are also training pictures, so the metrics flatter the model")
+    if val_index is not None and data.group:
+        leaks = leaking_groups(train_index.im_files, val_index.im_files, data.group)
+        if leaks:
+            some = ", ".join(leaks[:3]) + " …" * (len(leaks) > 3)
+            run.say(
+                f"WARNING: {len(leaks)} groups ({some}) are in train and in val, so the metrics flatter the model; "
+                "check_data.py --folds or --split keeps them apart"
+            )
     batch_size = opt.batch_size // world.size
     loader, _ = create_dataloader(
         train_index, opt.imgsz, batch_size, hyp=hyp, stride=stride, augment=True, rect=opt.rect, cache=opt.cache,

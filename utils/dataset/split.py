@@ -43,6 +43,11 @@ def need_groups(files: Sequence[str], regex: str) -> np.ndarray:
     return groups
 
 
+def leaking_groups(a: Sequence[str], b: Sequence[str], regex: str) -> list[str]:
+    """Groups that have pictures in both of two lists of files."""
+    return sorted((set(find_groups(a, regex).tolist()) & set(find_groups(b, regex).tolist())) - {""})
+
+
 def box_classes(index: DatasetIndex) -> np.ndarray:
     """One object class a picture, int [n]: the rarest of its objects' classes, -1 for a background."""
     classes = index.objects[:, 0].astype(np.int64)

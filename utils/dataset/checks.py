@@ -1,0 +1,291 @@
+"""What is wrong with a data set beyond single rows: leaks between splits, doubles, views that disagree, odd boxes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from utils.dataset.config import DataConfig
+from utils.dataset.pictures import read_picture
+from utils.dataset.scan import DatasetIndex
+from utils.dataset.split import find_groups
+
+HASH_SIDE = (
+    16  # bits of a row and of a column; 8 x 8, as often used, cannot tell the fans of two ultrasound clips apart
+)
+NEAR_BITS = 20  # of 256; on 1,225 frames of 54 patients, none of two patients is this close (the first is above 30)
+SMALLEST_BOX = 2.0  # pixels; below this even auto-anchor passes a label over
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A sort of finding: what the reader is told, and whether it fails a check."""
+
+    title: str
+    serious: bool
+
+
+KINDS = {
+    "unreadable": Kind("Files that cannot be used", True),
+    "row": Kind("Label rows that are left out or missing", True),
+    "group leak": Kind("Groups in more than one split", True),
+    "clip leak": Kind("Clips in more than one split", True),
+    "same picture, splits": Kind("Pictures that stand pixel for pixel in more than one split", True),
+    "clip classes": Kind("Clips whose frames disagree about the image class", True),
+    "same picture": Kind("Pictures that stand more than once in one split, pixel for pixel", False),
+    "near, splits": Kind("Near duplicates across splits", False),
+    "near, groups": Kind("Near duplicates in different groups: one patient under two names?", False),
+    "box size": Kind("Boxes of a size that the network cannot answer", False),
+    "note": Kind("Pictures without a label file, image rows without cls_nc", False),
+}
+_ROOM_OF_PROBLEM = {
+    "missing image": "unreadable",
+    "corrupt image": "unreadable",
+    "unreadable label": "unreadable",
+    "missing label": "note",
+    "image row ignored": "note",
+}  # all others: "row"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found.
+
+    Attributes:
+        kind: one of KINDS.
+        name: of the group, the clip, or the file (with its line).
+        splits, files: where it was found.
+        note: what exactly.
+    """
+
+    kind: str
+    name: str
+    splits: tuple[str, ...]
+    files: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass
+class Report:
+    """All findings, counts for a first look, and pictures by object and image class."""
+
+    findings: list[Finding] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)  # split, object class, image class
+
+    def of(self, kind: str) -> list[Finding]:
+        return [f for f in self.findings if f.kind == kind]
+
+    @property
+    def serious(self) -> bool:
+        return any(KINDS[f.kind].serious for f in self.findings)
+
+
+@dataclass
+class _Pictures:
+    """The pictures of all splits in one row, with what the checks compare."""
+
+    files: list[str]
+    split: np.ndarray
+    image_class: np.ndarray
+    groups: np.ndarray | None
+    clips: np.ndarray | None
+
+    def where(self, chosen: np.ndarray) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Splits and files of the pictures `chosen`."""
+        return tuple(sorted(set(self.split[chosen].tolist()))), tuple(self.files[i] for i in chosen)
+
+
+def check(
+    indexes: Mapping[str, DatasetIndex],
+    data: DataConfig,
+    clip_regex: str | None = None,
+    anchors: np.ndarray | None = None,
+    imgsz: int = 640,
+    anchor_t: float = 4.0,
+) -> Report:
+    """Check the splits of a data set.
+
+    Args:
+        indexes: the scan of every split, by its name.
+        data: its class names, and `group`, the pattern of the groups.
+        clip_regex: pattern of the clips, of which each should be in one split and of one image class.
+        anchors: [n, 2] in pixels at `imgsz`; None leaves the box sizes unchecked.
+        anchor_t: the hyperparameter: a box needs an anchor whose sides differ by a smaller factor.
+    """
+    files = [str(f) for index in indexes.values() for f in index.im_files]
+    names = [data.group, clip_regex]
+    table = _Pictures(
+        files,
+        np.repeat(list(indexes), [len(index) for index in indexes.values()]),
+        np.concatenate([index.image_class for index in indexes.values()]),
+        *(find_groups(files, regex) if regex else None for regex in names),
+    )
+    pixels, hashes = fingerprints(files)
+    report = Report()
+    report.findings += [f for split, index in indexes.items() for f in _problems(split, index)]
+    report.findings += _leaks(table)
+    report.findings += _same_pictures(table, pixels)
+    report.findings += _near_pictures(table, pixels, hashes)
+    report.findings += _clip_classes(table, data)
+    if anchors is not None:
+        report.findings += [f for s, index in indexes.items() for f in _box_sizes(s, index, anchors, imgsz, anchor_t)]
+    kinds = Counter(f.kind for f in report.findings)
+    report.counts = {f"pictures in {split}": len(index) for split, index in indexes.items()}
+    for word, keys in (("groups", table.groups), ("clips", table.clips)):
+        if keys is not None:
+            report.counts |= {word: len(set(keys) - {""}), f"pictures without {word[:-1]}": int((keys == "").sum())}
+    report.counts["groups of pixel-identical pictures"] = kinds["same picture"] + kinds["same picture, splits"]
+    report.counts |= {kind: kinds[kind] for kind in KINDS}
+    report.classes = {split: _class_table(index, data) for split, index in indexes.items()}
+    return report
+
+
+def fingerprints(files: Sequence[str]) -> tuple[list[bytes], np.ndarray]:
+    """Digest of the decoded pixels of every picture, and its difference hash, bool [n, HASH_SIDE²].
+
+    The hash is dHash: is a pixel of the picture, shrunk to 17 x 16 grey ones, brighter than its left neighbour? It is
+    ten lines, so no library (ImageHash, which brings scipy's and PyWavelets' transforms) is needed for it.
+    """
+
+    def one(file: str) -> tuple[bytes, np.ndarray]:
+        im = read_picture(file)
+        grey = cv2.resize(
+            cv2.cvtColor(im, cv2.COLOR_BGR2GRAY), (HASH_SIDE + 1, HASH_SIDE), interpolation=cv2.INTER_AREA
+        )
+        digest = hashlib.sha256(repr(im.shape).encode() + im.tobytes()).digest()
+        return digest, (grey[:, 1:] > grey[:, :-1]).ravel()
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = list(tqdm(pool.map(one, files), total=len(files), desc="comparing", unit="pic", mininterval=1))
+    return [digest for digest, _ in found], np.array([bits for _, bits in found], bool).reshape(len(files), -1)
+
+
+def near_pairs(hashes: np.ndarray, bits: int = NEAR_BITS, rows: int = 1024) -> Iterable[tuple[int, int, int]]:
+    """Pairs i < j of hashes [n, b] that differ in at most `bits` bits, and in how many. Exact, `rows` at a time."""
+    signs = hashes.astype(np.float32) * 2 - 1
+    for start in range(0, len(signs), rows):
+        apart = (hashes.shape[1] - signs[start : start + rows] @ signs[start:].T) / 2
+        for a, b in np.argwhere(np.triu(apart <= bits, 1)).tolist():
+            yield start + a, start + b, int(apart[a, b])
+
+
+def _problems(split: str, index: DatasetIndex) -> Iterable[Finding]:
+    for p in index.problems:
+        place = p.file if p.line is None else f"{p.file}:{p.line}"
+        yield Finding(_ROOM_OF_PROBLEM.get(p.kind, "row"), place, (split,), (p.file,), f"{p.kind}: {p.reason}")
+
+
+def _members(keys: Iterable) -> dict:
+    out = defaultdict(list)
+    for i, key in enumerate(keys):
+        out[key].append(i)
+    return {key: np.array(chosen) for key, chosen in out.items() if key != ""}
+
+
+def _leaks(table: _Pictures) -> Iterable[Finding]:
+    for kind, keys in (("group leak", table.groups), ("clip leak", table.clips)):
+        for name, chosen in sorted(_members(keys.tolist() if keys is not None else []).items()):
+            splits, files = table.where(chosen)
+            if len(splits) > 1:
+                counts = Counter(table.split[chosen].tolist())
+                yield Finding(kind, name, splits, files, ", ".join(f"{counts[s]} in {s}" for s in splits))
+
+
+def _same_pictures(table: _Pictures, pixels: list[bytes]) -> Iterable[Finding]:
+    for chosen in _members(pixels).values():
+        if len(chosen) > 1:
+            splits, files = table.where(chosen)
+            views = len(set(table.image_class[chosen].tolist())) > 1
+            note = f"{len(files)} files" + ", with different image classes" * views
+            yield Finding("same picture" + ", splits" * (len(splits) > 1), Path(files[0]).name, splits, files, note)
+
+
+def _near_pictures(table: _Pictures, pixels: list[bytes], hashes: np.ndarray) -> Iterable[Finding]:
+    for i, j, bits in sorted(near_pairs(hashes), key=lambda pair: pair[2]):
+        if pixels[i] == pixels[j]:
+            continue
+        pair = np.array([i, j])
+        splits, files = table.where(pair)
+        note = f"{bits} of {hashes.shape[1]} bits differ"
+        if len(splits) > 1:
+            yield Finding("near, splits", Path(files[0]).name, splits, files, note)
+        if table.groups is not None and table.groups[i] != table.groups[j]:
+            yield Finding("near, groups", " and ".join(table.groups[pair]), splits, files, note)
+
+
+def _clip_classes(table: _Pictures, data: DataConfig) -> Iterable[Finding]:
+    for name, chosen in sorted(_members(table.clips.tolist() if table.clips is not None else []).items()):
+        counts = Counter(c for c in table.image_class[chosen].tolist() if c >= 0)
+        if len(counts) > 1:
+            note = ", ".join(f"{n} {data.cls_names[c]}" for c, n in counts.most_common())
+            yield Finding("clip classes", name, *table.where(chosen), note)
+
+
+def _box_sizes(split: str, index: DatasetIndex, anchors: np.ndarray, imgsz: int, anchor_t: float) -> Iterable[Finding]:
+    sizes = np.repeat(index.shapes * (imgsz / index.shapes.max(1, keepdims=True)), np.diff(index.object_offsets), 0)
+    sizes = index.objects[:, 3:5] * sizes
+    factor = sizes[:, None] / anchors[None]
+    least = np.maximum(factor, 1 / factor).max(2).min(1)  # of the anchor that fits best
+    picture = np.repeat(np.arange(len(index)), np.diff(index.object_offsets))
+    for i in np.flatnonzero((least >= anchor_t) | (sizes.min(1) < SMALLEST_BOX)):
+        file = str(index.im_files[picture[i]])
+        size = f"{sizes[i, 0]:.1f} x {sizes[i, 1]:.1f} px at {imgsz}"
+        tiny = sizes[i].min() < SMALLEST_BOX
+        reason = f"a side below {SMALLEST_BOX:g}" if tiny else f"{least[i]:.1f} times the best anchor"
+        yield Finding("box size", Path(file).name, (split,), (file,), f"{size}: {reason}")
+
+
+def _class_table(index: DatasetIndex, data: DataConfig) -> dict[str, dict[str, int]]:
+    """Pictures with an object of each class (or with none) by image class."""
+    picture = np.repeat(np.arange(len(index)), np.diff(index.object_offsets))
+    has = {name: np.unique(picture[index.objects[:, 0] == c]) for c, name in data.names.items()}
+    has["no object"] = np.flatnonzero(np.diff(index.object_offsets) == 0)
+    views = {**data.cls_names, -1: "unknown"} if data.cls_nc else {-1: "pictures"}
+    return {
+        name: {view: int((index.image_class[chosen] == c).sum()) for c, view in views.items()}
+        for name, chosen in has.items()
+    }
+
+
+# What is written ------------------------------------------------------------------------------------------------------
+
+
+def report_lines(report: Report, limit: int = 5) -> list[str]:
+    """The report as text: counts, classes, and up to `limit` findings of each kind."""
+    lines = [f"{count:7d}  {name}" for name, count in report.counts.items() if name not in KINDS]
+    for split, rows in report.classes.items():
+        views = list(next(iter(rows.values())))
+        lines.append(f"{split:16}" + "".join(f"{view:>12}" for view in views))
+        lines += [f"  {name:14}" + "".join(f"{cells[view]:12d}" for view in views) for name, cells in rows.items()]
+    for kind, about in KINDS.items():
+        found = report.of(kind)
+        lines.append(f"{len(found):7d}  {about.title}{'  [fails the check]' if found and about.serious else ''}")
+        lines += [f"           {f.name} ({', '.join(f.splits)}): {f.note}" for f in found[:limit]]
+        lines += [f"           … and {len(found) - limit} more"] if len(found) > limit else []
+    return lines
+
+
+def write_report(report: Report, folder: Path, html: Callable[[Report], str]) -> None:
+    """Write findings.csv, report.json and report.html, the page that `html` makes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "findings.csv", "w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(("kind", "fails", "name", "splits", "files", "note"))
+        for x in report.findings:
+            row = (x.kind, int(KINDS[x.kind].serious), x.name, " ".join(x.splits), "\n".join(x.files), x.note)
+            writer.writerow(row)
+    text = json.dumps(asdict(report) | {"serious": report.serious}, indent=1, ensure_ascii=False)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(html(report), encoding="utf-8")
