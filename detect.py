@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import time
 from pathlib import Path
 
 import cv2
@@ -19,90 +18,21 @@ import numpy as np
 import torch
 
 from models.export.readers import (
-    fixed_size,
     input_size,
     refuse_augment,
     tell_dnn,
     tell_thresholds,
     usable_half,
 )
-from models.load import find_weights, input_dtype, largest_stride, load_model, name_classes
-from utils.augmentations import letterbox
-from utils.boxes import scale_boxes
+from models.load import find_weights, load_model, name_classes
+from models.predictor import Predictor
 from utils.results.detections import ResultWriter, draw, summary
 from utils.results.feature_maps import FeatureMaps
 from utils.results.sources import Frame, open_source
 from utils.system.arguments import parse_words
-from utils.system.devices import (
-    autocast,
-    describe_device,
-    half_dtype,
-    select_device,
-    synchronize,
-    to_input,
-    use_all_cores,
-)
+from utils.system.devices import describe_device, half_dtype, select_device, use_all_cores
 from utils.system.paths import ROOT, increment_path
 from utils.weights.checkpoint import load_checkpoint, strip_checkpoint
-
-
-class Detector:
-    """Pictures in, both answers out; keeps the time.
-
-    Args:
-        model: From `load_model`.
-        imgsz: Height and width of the input, from `input_size`.
-        half: Autocast to the device's half precision.
-        augment: Test-time augmentation.
-        nms: Arguments for `suppress`.
-
-    Attributes:
-        seen: Pictures so far.
-        seconds: [3] spent on preparation, inference and suppression.
-        shape: Last input, [B,3,H,W].
-    """
-
-    def __init__(self, model, device: torch.device, imgsz: tuple[int, int], half=False, augment=False, **nms):
-        self.model, self.device, self.imgsz, self.half, self.augment, self.nms = (
-            model,
-            device,
-            imgsz,
-            half,
-            augment,
-            nms,
-        )
-        self.stride = largest_stride(model)
-        self.dtype = input_dtype(model)
-        self.seen, self.seconds, self.shape = 0, np.zeros(3), (1, 3, *imgsz)
-        if device.type == "cuda":
-            model(torch.zeros(self.shape, device=device, dtype=self.dtype))  # loads the kernels
-
-    @torch.inference_mode()
-    def __call__(self, pictures: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray | None], float]:
-        """BGR pictures → detections [n,6] in their pixels, image-level probabilities or None, seconds of inference."""
-        t0 = time.perf_counter()
-        images = self._letterboxed(pictures)
-        t1 = self._now()
-        with autocast(self.device, self.half, half_dtype(self.device)):
-            answer = self.model(images, augment=self.augment)
-        t2 = self._now()
-        found = answer.detections(**self.nms)
-        self.seconds += (t1 - t0, t2 - t1, self._now() - t2)
-        self.seen, self.shape = self.seen + len(pictures), tuple(images.shape)
-        detections = [_in_picture(d, images.shape[2:], im.shape[:2]) for d, im in zip(found, pictures, strict=True)]
-        probs = [None] * len(pictures) if answer.probs is None else list(answer.probs.cpu().numpy())
-        return detections, probs, t2 - t1
-
-    def _letterboxed(self, pictures: list[np.ndarray]) -> torch.Tensor:
-        """BGR pictures → [B,3,H,W] in 0..1 on the device; pictures of one size are padded to the next stride only."""
-        auto = len({im.shape for im in pictures}) == 1 and not fixed_size(self.model)
-        boxed = [letterbox(im, self.imgsz, stride=self.stride, auto=auto)[0] for im in pictures]
-        chw = np.ascontiguousarray(np.stack(boxed)[..., ::-1].transpose(0, 3, 1, 2))
-        return to_input(torch.from_numpy(chw), self.device).to(self.dtype)
-
-    def _now(self) -> float:
-        synchronize(self.device)
-        return time.perf_counter()
 
 
 def run(
@@ -157,8 +87,11 @@ def run(
     tell_dnn(weights, dnn)
     imgsz, half = tuple(input_size(model, sides)), usable_half(model, half)
     tell_thresholds(model, conf_thres, iou_thres, max_det, agnostic_nms)
-    nms = {"conf_thres": conf_thres, "iou_thres": iou_thres, "classes": classes, "agnostic": agnostic_nms}
-    detector = Detector(model, device, imgsz, half=half, augment=augment, max_det=max_det, **nms)
+    predictor = Predictor(
+        model, device, half_dtype(device) if half else None, augment=augment, conf_thres=conf_thres,
+        iou_thres=iou_thres, classes=classes, agnostic=agnostic_nms, max_det=max_det,
+    )  # fmt: skip
+    predictor.warm_up((1, 3, *imgsz))
     features = _feature_maps(model) if visualize else None
 
     with open_source(source, vid_stride) as frames:
@@ -167,8 +100,8 @@ def run(
         save_dir = increment_path(Path(project) / name, exist_ok=exist_ok, mkdir=True)
         with ResultWriter(save_dir, names, cls_names, save_csv=save_csv) as writer:
             try:
-                for i, frame, detections, probs, ms in _detect_all(detector, frames, features):
-                    h, w = detector.shape[2:]
+                for i, frame, detections, probs, ms in _detect_all(predictor, frames, imgsz, features):
+                    h, w = predictor.shape[2:]
                     print(f"{frame.title}: {h}x{w} {summary(detections, probs, names, cls_names)}, {ms:.1f}ms")
                     if save_txt:
                         writer.write_label(frame, detections, probs, save_conf, save_format)
@@ -191,10 +124,10 @@ def run(
 
     if frames.problems:
         print("\n  ".join([f"{len(frames.problems)} not read and left out:", *frames.problems]))
-        if not detector.seen:
+        if not predictor.seen:
             raise ValueError(f"--source {source}: nothing in it could be read")
-    prepare, infer, suppress = detector.seconds / max(1, detector.seen) * 1e3
-    shape = (1, *detector.shape[1:])
+    prepare, infer, suppress = predictor.milliseconds()
+    shape = (1, *predictor.shape[1:])
     print(
         f"Speed: {prepare:.1f}ms pre-process, {infer:.1f}ms inference, {suppress:.1f}ms NMS per image at shape {shape}"
     )
@@ -209,14 +142,16 @@ def run(
     return save_dir
 
 
-def _detect_all(detector: Detector, frames, features: FeatureMaps | None):
+def _detect_all(predictor: Predictor, frames, imgsz: tuple[int, int], features: FeatureMaps | None):
     """(place in its batch, frame, detections [n,6], probabilities or None, milliseconds of inference) per frame."""
     for batch in frames:
         if features:
             features.clear()
-        detections, probs, seconds = detector([f.image for f in batch])
+        before = predictor.clock.seconds["inference"]
+        found, probs = predictor([f.image for f in batch], imgsz, auto=True, bgr=True)
+        ms = (predictor.clock.seconds["inference"] - before) / len(batch) * 1e3
         for i, frame in enumerate(batch):
-            yield i, frame, detections[i], probs[i], seconds / len(batch) * 1e3
+            yield i, frame, _whole_pixels(found[i]), None if probs is None else probs[i].cpu().numpy(), ms
 
 
 def _feature_maps(model: torch.nn.Module) -> FeatureMaps | None:
@@ -241,9 +176,9 @@ def _update(file: Path) -> str:
     return f"YOLOv5 wrote it, so it stays as it is; {ours} is the same in our format, without training state"
 
 
-def _in_picture(detections: torch.Tensor, input_shape, picture_shape) -> np.ndarray:
-    """Pixels of the input → whole pixels of the picture, float32 [n,6]; boxes under a pixel keep their fractions."""
-    boxes = scale_boxes(input_shape, detections[:, :4].clone(), picture_shape)
+def _whole_pixels(detections: torch.Tensor) -> np.ndarray:
+    """Detections float32 [n,6] with the boxes in whole pixels; boxes under a pixel keep their fractions."""
+    boxes = detections[:, :4]
     rounded = boxes.round()
     vanishing = (rounded[:, 2:] <= rounded[:, :2]).any(1, keepdim=True)
     return torch.cat([torch.where(vanishing, boxes, rounded), detections[:, 4:6]], 1).float().cpu().numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 from models.experimental import DetectMultiBackend
 from models.export.readers import fixed_size
 from models.load import device_of, input_dtype, largest_stride, name_classes
-from utils.augmentations import letterbox
-from utils.boxes import make_divisible, scale_boxes, xyxy2xywh
+from models.predictor import Predictor
+from utils.boxes import make_divisible, xyxy2xywh
 from utils.dataset.pictures import from_array, from_pil, read_picture
 from utils.results.detections import draw, file_name, summary, write_image
 from utils.results.drawing import save_one_box
-from utils.system.devices import autocast, synchronize, to_input
+from utils.system.devices import amp_dtype, autocast
 from utils.system.paths import increment_path
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -91,36 +90,21 @@ class AutoShape(nn.Module):
                 return self.model(ims.to(device, dtype), augment=augment)
         if _is_list(ims) and not ims:
             raise ValueError("no picture: the list is empty")
-        times = [_now(device)]
-        pictures, files = zip(*(_read(im, i) for i, im in enumerate(ims if _is_list(ims) else [ims])), strict=True)
+        predictor = Predictor(
+            self.model, device, amp_dtype(device) if self.amp else None, augment=augment, conf_thres=self.conf,
+            iou_thres=self.iou, classes=self.classes, agnostic=self.agnostic, multi_label=self.multi_label,
+            max_det=self.max_det,
+        )  # fmt: skip
+        with predictor.clock("preprocess"):
+            ims = ims if _is_list(ims) else [ims]
+            pictures, files = zip(*(_read(im, i) for i, im in enumerate(ims)), strict=True)
         longest = size if isinstance(size, int) else max(size)
         scaled = [[int(side * longest / max(im.shape[:2])) for side in im.shape[:2]] for im in pictures]
-        fixed = fixed_size(self.model)
-        shape = list(fixed) if fixed else [make_divisible(side, self.stride) for side in np.array(scaled).max(0)]
-        boxed = np.stack([letterbox(im, shape, auto=False)[0] for im in pictures])
-        chw = torch.from_numpy(np.ascontiguousarray(boxed.transpose(0, 3, 1, 2)))
-        images = to_input(chw, device).to(dtype)
-        times.append(_now(device))
-
-        with autocast(device, self.amp):
-            answer = self.model(images, augment=augment)
-        times.append(_now(device))
-
-        found = answer.detections(
-            conf_thres=self.conf,
-            iou_thres=self.iou,
-            classes=self.classes,
-            agnostic=self.agnostic,
-            multi_label=self.multi_label,
-            max_det=self.max_det,
-        )
-        for detections, im in zip(found, pictures, strict=True):
-            scale_boxes(shape, detections[:, :4], im.shape[:2])
-        times.append(_now(device))
-        milliseconds = tuple((b - a) * 1e3 / len(pictures) for a, b in zip(times, times[1:], strict=False))
+        shape = fixed_size(self.model) or [make_divisible(side, self.stride) for side in np.array(scaled).max(0)]
+        found, probs = predictor(pictures, shape)
         return Detections(
-            list(pictures), found, list(files), self.names, self.cls_names, answer.probs, milliseconds,
-            tuple(images.shape),
+            list(pictures), found, list(files), self.names, self.cls_names, probs, predictor.milliseconds(),
+            predictor.shape,
         )  # fmt: skip
 
 
@@ -277,8 +261,3 @@ def _read(im: Picture, i: int) -> tuple[np.ndarray, str]:
     else:
         bgr = from_array(im, name)
     return np.ascontiguousarray(bgr[..., ::-1]), Path(file).with_suffix(".jpg").name
-
-
-def _now(device: torch.device) -> float:
-    synchronize(device)
-    return time.perf_counter()

@@ -16,8 +16,8 @@ from tiny_weights import NAMES, VIEWS, one_thread, save_weights  # noqa: F401 - 
 
 import detect
 from models.load import Ensemble, find_weights, load_model
+from models.predictor import Predictor
 from models.yolo import Model
-from utils.boxes import scale_boxes
 from utils.dataset.labels import parse_label
 from utils.dataset.pictures import read_picture
 from utils.results.detections import ResultWriter, draw, file_name, label_text, summary
@@ -197,14 +197,14 @@ def test_streams_of_different_sizes(weights, tmp_path):
 
 
 def test_ctrl_c_leaves_whole_results(weights, tmp_path, monkeypatch, capsys):
-    source, detector = make_video(tmp_path / "clip.avi", 6, 12), detect.Detector.__call__
+    source, predictor = make_video(tmp_path / "clip.avi", 6, 12), Predictor.__call__
 
-    def interrupted(self, pictures):
+    def interrupted(self, *args, **options):
         if self.seen == 3:
             raise KeyboardInterrupt
-        return detector(self, pictures)
+        return predictor(self, *args, **options)
 
-    monkeypatch.setattr(detect.Detector, "__call__", interrupted)
+    monkeypatch.setattr(Predictor, "__call__", interrupted)
     out = run(weights, source, tmp_path)
     assert "stopped by the user" in capsys.readouterr().out
     assert cv2.VideoCapture(str(out / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
@@ -442,16 +442,11 @@ def test_reference_boxes_before_rounding(theirs, shared):
     arrays = np.load(theirs / "checkpoint_expected.npz")
     expected = json.loads((theirs / "checkpoint_expected.json").read_text())["detect"]["images"]
     model = load_model(theirs / "yolov5n_heart_det.pt")
-    detector = detect.Detector(model, torch.device("cpu"), (320, 320))
+    predictor = Predictor(model, conf_thres=0.05, iou_thres=0.45)
     for k, row in enumerate(expected):
         image = read_picture(shared / "heart" / "valid" / "images" / row["file"])
-        inputs = detector._letterboxed([image])
-        assert list(inputs.shape[1:]) == row["input_chw"]
-        with torch.inference_mode():
-            answer = model(inputs)
-        assert answer.probs is None
-        found = answer.detections(conf_thres=0.05, iou_thres=0.45)[0]
-        scale_boxes(inputs.shape[2:], found[:, :4], image.shape)
+        (found,), probs = predictor([image], (320, 320), auto=True, bgr=True)
+        assert list(predictor.shape[1:]) == row["input_chw"] and probs is None
         theirs = arrays[f"image{k}/xyxy_original_unrounded_conf_cls"]
         assert found.shape == theirs.shape
         assert np.abs(found[:, :4].numpy() - theirs[:, :4]).max() <= 0.05
