@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-LONGEST_TRACE = 100_000  # rows kept for `Balancer.trace`, in case nobody ever takes them
+LONGEST_TRACE = 100_000  # measurements kept for `Balancer.stats`, in case nobody ever takes them
 
 
 def is_distributed() -> bool:
@@ -84,12 +84,6 @@ class Measurement:
     losses: list[float]  # mean since the last measurement; NaN where the task was absent all that time
     steps: list[float]  # optimiser steps in which the task was present since the last measurement
     present: list[bool]  # whether this step's batches had the task
-
-    @property
-    def pairs(self) -> list[float]:
-        """Cosines of the pairs of tasks that were both present."""
-        here = [i for i, p in enumerate(self.present) if p]
-        return [self.cosines[i][j] for i, j in itertools.combinations(here, 2)]
 
 
 @dataclass
@@ -165,7 +159,7 @@ class Balancer:
         self._window: Window | None = None
         self._losses: Tensor | None = None  # [3,T] since the last measurement: loss * pictures, pictures, steps
         self._trace: deque[dict] = deque(maxlen=LONGEST_TRACE)
-        self._reset_stats()
+        self._skipped_before = 0  # by the last call of `stats`
 
     # ---- the protocol -------------------------------------------------------------------------------------------
 
@@ -175,7 +169,7 @@ class Balancer:
         return torch.tensor(self._weights, dtype=torch.float32)
 
     def combine(self, losses: Tensor | Sequence[Tensor]) -> Tensor:
-        """sum_i w_i L_i with constant weights, tasks of weight 0 left out: a scalar with a graph; no side effect."""
+        """What is minimised: sum_i w_i L_i over the weights above 0, a scalar with a graph; no side effect."""
         self._check_number(losses)
         return sum(w * loss for w, loss in zip(self._weights, losses, strict=True) if w)
 
@@ -203,7 +197,7 @@ class Balancer:
             weighted = [loss * (w * scale) for w, loss in zip(self._weights, losses, strict=True)]
             window.add([flat_gradient(loss, self.shared, i) for i, loss in enumerate(weighted)], scale)
         self._collect(losses, batch_size, present)
-        (self._objective(losses) * scale).backward()
+        (self.combine(losses) * scale).backward()
 
     def step(self, stepped: bool = True) -> None:
         """Close the optimiser step: `stepped` is False where it was skipped or its gradients were thrown away."""
@@ -222,7 +216,8 @@ class Balancer:
             if measured is None:
                 self.skipped += 1
             else:
-                self._record(measured, self._rebalance(measured))
+                ratios = self._rebalance(measured)
+                self._trace.append(self._row(measured, ratios))
 
     def end_epoch(self) -> None:
         """Call at the end of each epoch."""
@@ -232,35 +227,30 @@ class Balancer:
         """What was measured since the last call; None where nothing was.
 
         `grad_norms` [T] mean of ||dL_i/dW||, `cosine` its mean over the pairs of tasks, `conflict_share` the share of
-        the measured pairs with a negative cosine, `measured` and `skipped` numbers of measurements, `weights` now.
-        """
-        s = self._stats
-        norms = [n / c if c else None for n, c in zip(s["norms"], s["seen"], strict=True)]
-        out = {
-            "grad_norms": norms if any(n is not None for n in norms) else None,
-            "cosine": s["cosine"] / s["pairs"] if s["pairs"] else None,
-            "conflict_share": s["conflicts"] / s["pairs"] if s["pairs"] else None,
-            "measured": s["measured"],
-            "skipped": self.skipped - s["skipped_before"],
-            "weights": list(self._weights),
-        }
-        self._reset_stats()
-        return out
+        the measured pairs with a negative cosine, `measured` and `skipped` numbers of measurements, `weights` now, and
+        `trace`, the measurements themselves, oldest first.
 
-    def trace(self) -> list[dict]:
-        """The measurements since the last call, a row for each, oldest first; they are handed out once.
-
-        A row is plain data: `step`, the number of optimiser steps up to and with this one; per task `losses` (mean
-        since the row before), `norms` ||dL_i/dW||, `weights` as they are after it, and `ratios` r_i where the balancer
-        has any, each None for a task that was absent; `cosine`, its mean over the pairs of tasks. Under distributed
-        training the process of rank 0 has them.
+        A row of the trace is plain data: `step`, the number of optimiser steps up to and with this one; per task
+        `losses` (mean since the row before), `norms`, `weights` as they are after it, and `ratios` r_i where the
+        balancer has any, each None for a task that was absent; `cosines` of the pairs of tasks that were there.
         """
         rows = list(self._trace)
         self._trace.clear()
-        return rows
+        norms = [_mean([row["norms"][i] for row in rows]) for i in range(self.num_tasks)]
+        cosines = [c for row in rows for c in row["cosines"]]
+        before, self._skipped_before = self._skipped_before, self.skipped
+        return {
+            "grad_norms": norms if any(n is not None for n in norms) else None,
+            "cosine": _mean(cosines),
+            "conflict_share": _mean([c < 0 for c in cosines]),
+            "measured": len(rows),
+            "skipped": self.skipped - before,
+            "weights": list(self._weights),
+            "trace": rows,
+        }
 
     def state_dict(self) -> dict:
-        """Everything that the next step depends on, and rows of the trace that nobody took: plain numbers and lists."""
+        """Everything that the next step depends on, and measurements that nobody took yet: plain numbers and lists."""
         return {
             "name": self.name,
             "weights": list(self._weights),
@@ -282,17 +272,13 @@ class Balancer:
         self._losses = None if state["losses"] is None else torch.tensor(state["losses"], device=self._device())
         self._window = None
         self._trace = deque(state.get("trace", ()), LONGEST_TRACE)  # runs before there was one have none
-        self._reset_stats()
+        self._skipped_before = self.skipped
 
     def __repr__(self) -> str:
         weights = ", ".join(f"{w:.4g}" for w in self._weights)
         return f"{type(self).__name__}(tasks={self.num_tasks}, weights=[{weights}], interval={self.interval})"
 
     # ---- for subclasses -----------------------------------------------------------------------------------------
-
-    def _objective(self, losses: Sequence[Tensor]) -> Tensor:
-        """The scalar that is minimised, per picture."""
-        return self.combine(losses)
 
     def _rebalance(self, measured: Measurement) -> list[float | None] | None:
         """Change the weights after a measurement; returns r_i [T] where the balancer computes them."""
@@ -353,28 +339,21 @@ class Balancer:
         losses = [s / p if p > 0 else math.nan for s, p in zip(total, pictures, strict=True)]
         return Measurement(norms, cosines, losses, steps, present=[n > 0 for n in now])
 
-    def _record(self, measured: Measurement, ratios: list[float | None] | None) -> None:
-        s, pairs = self._stats, measured.pairs
-        s["measured"] += 1
-        for i, here in enumerate(measured.present):
-            if here:
-                s["norms"][i] += measured.norms[i]
-                s["seen"][i] += 1
-        s["cosine"] += sum(pairs)
-        s["conflicts"] += sum(c < 0 for c in pairs)
-        s["pairs"] += len(pairs)
-        if is_distributed() and dist.get_rank() > 0:
-            return
-        self._trace.append({
+    def _row(self, measured: Measurement, ratios: list[float | None] | None) -> dict:
+        """The measurement as a row of the trace."""
+        here = measured.present
+        pairs = itertools.combinations(range(self.num_tasks), 2)
+        return {
             "step": self.steps,
             "losses": [None if math.isnan(x) else x for x in measured.losses],
-            "norms": [x if here else None for x, here in zip(measured.norms, measured.present, strict=True)],
+            "norms": [x if there else None for x, there in zip(measured.norms, here, strict=True)],
             "weights": self.weights.tolist(),
             "ratios": ratios or [None] * self.num_tasks,
-            "cosine": sum(pairs) / len(pairs) if pairs else None,
-        })  # fmt: skip
+            "cosines": [measured.cosines[i][j] for i, j in pairs if here[i] and here[j]],
+        }
 
-    def _reset_stats(self) -> None:
-        zeros = [0.0] * self.num_tasks
-        self._stats = {"norms": zeros, "seen": [0] * self.num_tasks, "cosine": 0.0, "conflicts": 0, "pairs": 0}
-        self._stats |= {"measured": 0, "skipped_before": self.skipped}
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what is known; None where nothing is."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None

@@ -54,7 +54,7 @@ class Scalarized(Balancer):
         if self._effective is None:
             return super().combine(losses)
         self._check_number(losses)
-        return self._objective(losses)
+        return sum(w * loss for w, loss in zip(self._effective.unbind(), losses, strict=True))
 
     def _weigh(self, losses: Sequence[Tensor], batch_size: int, present: Sequence[bool] | None) -> Tensor:
         """Weights [T] of a batch's losses, from the scalarizer."""
@@ -89,9 +89,6 @@ class Scalarized(Balancer):
         self._check_number(losses)
         self._effective = self._weigh(losses, batch_size, present)
         super().backward(losses, batch_size, scaler, present)
-
-    def _objective(self, losses: Sequence[Tensor]) -> Tensor:
-        return sum(w * loss for w, loss in zip(self._effective.unbind(), losses, strict=True))
 
     def step(self, stepped: bool = True) -> None:
         super().step(stepped)
