@@ -338,6 +338,15 @@ def test_plot_task_weights(tmp_path, records):
     assert size_of(plot_task_weights(records, tmp_path / "w.png")) == (2250, 1275)
 
 
+@pytest.mark.parametrize("ratio", ["1.1", ""])
+def test_plot_task_weights_with_each_update(tmp_path, ratio):
+    header = "epoch,step,loss/det,loss/image,norm/det,norm/image,weight/det,weight/image,ratio/det,ratio/image,cosine"
+    rows = [f"{k // 4},{k + 1},0.1,0.5,0.2,{'' if k == 3 else 0.7},1.5,0.5,{ratio},{ratio},0.1" for k in range(9)]
+    (tmp_path / "balancer_trace.csv").write_text("\n".join([header, *rows]) + "\n")
+    records = [record(e) for e in range(3)]
+    assert size_of(plot_task_weights(records, tmp_path / "w.png", tmp_path / "balancer_trace.csv")) == (2250, 1875)
+
+
 def test_plot_task_weights_needs_a_record(tmp_path):
     with pytest.raises(ValueError, match="no epoch"):
         plot_task_weights([], tmp_path / "w.png")

@@ -144,13 +144,17 @@ def _positive(y: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(y) & (y > 0), y, np.nan)
 
 
-def plot_task_weights(history: Sequence[Mapping], fname: str | Path) -> Path:
+TASKS = (("det", "detection", BLUE), ("image", "image", ORANGE))
+
+
+def plot_task_weights(history: Sequence[Mapping], fname: str | Path, trace: str | Path | None = None) -> Path:
     """Draw how the tasks were balanced over a run: weights, losses, gradient norms, agreement of the gradients.
 
     Args:
         history: the epoch records of training_history.json ("epoch", "task_weights", "train", "val", "grad_norms",
             "grad_cosine", "conflict_share"); any of them may be missing or None.
         fname: where to write (.png).
+        trace: balancer_trace.csv of the run; a third row of diagrams then shows each update of the balancer.
 
     Raises:
         ValueError: when there is no record.
@@ -158,10 +162,11 @@ def plot_task_weights(history: Sequence[Mapping], fname: str | Path) -> Path:
     if not history:
         raise ValueError("no epoch record to draw task weights from")
     epochs = _series(history, "epoch")
-    tasks = (("det", "detection", BLUE), ("image", "image", ORANGE))
-    fig, axes = subplots(2, 3, 15, 8.5)
-    weight_ax, loss_ax, weighted_ax, norm_ax, weighted_norm_ax, angle_ax = axes.flat
-    for task, label, color in tasks:
+    fig, axes = subplots(3 if trace else 2, 3, 15, 12.5 if trace else 8.5)
+    if trace:
+        _draw_trace(axes[2], read_results(trace))
+    weight_ax, loss_ax, weighted_ax, norm_ax, weighted_norm_ax, angle_ax = axes[:2].flat
+    for task, label, color in TASKS:
         weight, norm = _series(history, "task_weights", task), _series(history, "grad_norms", task)
         loss, val_loss = _task_loss(history, "train", task), _task_loss(history, "val", task)
         last = weight[np.isfinite(weight)][-1:]
@@ -189,6 +194,23 @@ def plot_task_weights(history: Sequence[Mapping], fname: str | Path) -> Path:
     finish(weighted_norm_ax, "weighted gradient norms $w_i g_i$", "norm (log)")
     finish(angle_ax, "agreement of the task gradients", "cosine, share")
     return save(fig, fname)
+
+
+def _draw_trace(axes: np.ndarray, trace: Mapping[str, np.ndarray]) -> None:
+    """Three diagrams of every update of the balancer, over the optimiser steps."""
+    weight_ax, pull_ax, ratio_ax = axes
+    missing = np.full(len(trace["step"]), np.nan)
+    for task, label, color in TASKS:
+        weight, norm, ratio = (trace.get(f"{key}/{task}", missing) for key in ("weight", "norm", "ratio"))
+        draw_curve(weight_ax, trace["step"], _positive(weight), color, label, trend=False)
+        draw_curve(pull_ax, trace["step"], _positive(weight * norm), color, label)
+        draw_curve(ratio_ax, trace["step"], ratio, color, label, trend=False)
+    for ax in (weight_ax, pull_ax):
+        if ax.has_data():
+            ax.set_yscale("log")
+    finish(weight_ax, "task weights $w_i$ after each update", "weight (log)", "optimiser step")
+    finish(pull_ax, "weighted gradient norms $w_i g_i$ at each update", "norm (log)", "optimiser step")
+    finish(ratio_ax, "training ratios $r_i$ (above 1: lags)", "ratio", "optimiser step", empty="this balancer has none")
 
 
 # --------------------------------------------------------------------------------------- precision, recall, confidence
