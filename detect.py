@@ -9,8 +9,6 @@ Sources: a picture, a folder, a glob, a list file (.txt), a video, a stream (rts
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 from pathlib import Path
 
 import cv2
@@ -31,6 +29,7 @@ from utils.results.feature_maps import FeatureMaps
 from utils.results.sources import Frame, open_source
 from utils.system.arguments import parse_words
 from utils.system.devices import describe_device, half_dtype, select_device, use_all_cores
+from utils.system.display import can_show
 from utils.system.paths import ROOT, increment_path
 from utils.weights.checkpoint import load_checkpoint, strip_checkpoint
 
@@ -96,7 +95,7 @@ def run(
 
     with open_source(source, vid_stride) as frames:
         if view_img or frames.live:
-            view_img = _can_show(warn=view_img)
+            view_img = can_show(warn=view_img)
         save_dir = increment_path(Path(project) / name, exist_ok=exist_ok, mkdir=True)
         with ResultWriter(save_dir, names, cls_names, save_csv=save_csv) as writer:
             try:
@@ -211,20 +210,6 @@ def _describe_model(weights, names: dict[int, str], cls_names: dict[int, str]) -
     listed = ", ".join(names.values()) if len(names) <= 10 else f"{names[0]}, {names[1]}, …"
     text = f"{' + '.join(map(str, _files(weights)))}: {len(names)} object classes ({listed})"
     return text + (f", {len(cls_names)} image classes ({', '.join(cls_names.values())})" if cls_names else "")
-
-
-def _can_show(warn: bool) -> bool:
-    """Whether windows can be opened here; without a display OpenCV would end the program."""
-    displays = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if platform.system() == "Linux" and not displays:
-        reason = "there is no display"
-    elif any("GUI:" in line and "NONE" in line for line in cv2.getBuildInformation().splitlines()):
-        reason = "this OpenCV is built without windows"
-    else:
-        return True
-    if warn:
-        print(f"WARNING: --view-img is ignored: {reason}; results are written to files")
-    return False
 
 
 def _show(frame: Frame, drawn: np.ndarray) -> bool:

@@ -268,10 +268,10 @@ def test_half_on_a_processor_and_dnn(weights, pictures, tmp_path, capsys):
 
 
 def test_view_img_without_a_display(weights, pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(detect.platform, "system", lambda: "Linux")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.delenv("DISPLAY", raising=False), monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     out = run(weights, pictures / "a.png", tmp_path, view_img=True)
-    assert "--view-img is ignored: there is no display" in capsys.readouterr().out and (out / "a.png").exists()
+    assert "no windows are opened: there is no display" in capsys.readouterr().out and (out / "a.png").exists()
 
 
 def test_update_strips_the_training_state(tmp_path, pictures):
