@@ -58,7 +58,9 @@ def divide(data: DataConfig, shares: list[float], names: list[str], seed: int, f
     if data.group is None:
         raise ValueError("--group-regex (or `group:` in the data yaml) must say what must not be parted")
     folds = names[0].startswith("fold")
-    index = scan_dataset([*data.train, *data.val, *([] if folds else data.test)], data.nc, data.cls_nc, prefix="all")
+    index = scan_dataset(
+        [*data.train, *data.val, *([] if folds else data.test)], data.nc, data.cls_nc, root=data.path, prefix="all"
+    )
     groups = need_groups(index.im_files, data.group)
     parts = grouped_parts(index, groups, shares, seed)
     print(*group_table(index, groups, parts, names, data), sep="\n")

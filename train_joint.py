@@ -32,7 +32,7 @@ from utils.boxes import check_img_size
 from utils.dataloaders import create_dataloader
 from utils.dataset.config import DataConfig, ensure_data, load_data_config, load_hyp
 from utils.dataset.samplers import image_weights
-from utils.dataset.scan import DatasetIndex, report_problems, scan_dataset, shared_pictures
+from utils.dataset.scan import DatasetIndex, refuse_set, report_problems, scan_dataset, shared_pictures
 from utils.dataset.split import leaking_groups
 from utils.loss import ComputeJointLoss, scale_gains
 from utils.metrics import joint_fitness
@@ -111,6 +111,7 @@ def scan_split(run: Run, split: str) -> DatasetIndex:
         verbose=run.world.is_main,
     )
     report_problems(index.problems, opt.strict, run.save_dir / f"left_out_{split}.csv", verbose=run.world.is_main)
+    refuse_set(index, split, unlabelled=split == "train")
     return index
 
 

@@ -33,7 +33,7 @@ from models.load import largest_stride, load_model, name_classes
 from utils.boxes import check_img_size, scale_boxes, xywh2xyxy
 from utils.dataloaders import create_dataloader
 from utils.dataset.config import DataConfig, ensure_data, load_data_config
-from utils.dataset.scan import report_problems, scan_dataset
+from utils.dataset.scan import refuse_set, report_problems, scan_dataset
 from utils.metrics import DetectionMetrics, ImageMetrics, joint_fitness
 from utils.results.detections import label_text
 from utils.results.validation import (
@@ -338,6 +338,7 @@ def make_loader(
     kinds = {"single_cls": single_cls, "root": data.path, "prefix": split}
     index = scan_dataset(getattr(data, split), data.nc, data.cls_nc, **kinds)
     report_problems(index.problems, strict)
+    refuse_set(index, split, unlabelled=False)
     square = square or task == "speed"
     return create_dataloader(
         index, imgsz, batch_size, stride=stride, rect=not square, pad=0.0 if square else 0.5, cls_nc=data.cls_nc,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.dataset import index as dataset_index
 from utils.dataset import scan
 from utils.dataset.files import image_to_label_path, list_images, pair_with_labels
 from utils.dataset.labels import Problem
@@ -52,12 +53,12 @@ def data(tmp_path) -> Path:
     return tmp_path / "train"
 
 
-def run(data: Path, nc: int = 2, cls_nc: int = 3, **options) -> scan.DatasetIndex:
+def run(data: Path, nc: int = 2, cls_nc: int = 3, **options) -> dataset_index.DatasetIndex:
     return scan_dataset([str(data / "images")], nc, cls_nc, **{"verbose": False, **options})
 
 
-def same(a: scan.DatasetIndex, b: scan.DatasetIndex) -> bool:
-    names = ("im_files", "label_files", *scan._ARRAYS)
+def same(a: dataset_index.DatasetIndex, b: dataset_index.DatasetIndex) -> bool:
+    names = ("im_files", "label_files", *dataset_index.ARRAYS)
     arrays = all(
         np.array_equal(getattr(a, n), getattr(b, n)) and getattr(a, n).dtype.kind == getattr(b, n).dtype.kind
         for n in names
@@ -89,7 +90,7 @@ def test_index(data):
         "rows_left_out": 1,
     }
     # fault 8: workers share flat arrays, not Python lists
-    assert all(isinstance(getattr(index, n), np.ndarray) for n in ("im_files", "label_files", *scan._ARRAYS))
+    assert all(isinstance(getattr(index, n), np.ndarray) for n in ("im_files", "label_files", *dataset_index.ARRAYS))
 
 
 def test_subset(data):
@@ -424,7 +425,7 @@ def test_shared_pictures(tmp_path):
 
 
 def test_heart(shared, monkeypatch):
-    monkeypatch.setattr(scan, "_writable", lambda folder: False)  # nothing is ever written there
+    monkeypatch.setattr(dataset_index, "writable", lambda folder: False)  # nothing is ever written there
     train = shared / "heart" / "train"
     before = sorted(os.listdir(train))
     start = time.perf_counter()

@@ -5,13 +5,19 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils.dataset.pictures import is_picture_name
+from utils.dataset.labels import Problem
+from utils.dataset.pictures import IMG_FORMATS, is_picture_name
 from utils.system.files import read_text
 
 LOGGER = logging.getLogger(__name__)
+
+COMPANIONS = (".txt", ".npy", ".npz", ".cache", ".csv", ".json", ".xml", ".yaml", ".yml", ".md", ".db", ".ini")
+OTHER_KIND = "file of another kind"
 
 
 def image_to_label_path(path: str | Path) -> str:
@@ -25,13 +31,16 @@ def image_to_label_path(path: str | Path) -> str:
     return os.path.join(os.sep.join(parts), os.path.splitext(tail)[0] + ".txt")
 
 
-def list_images(sources: str | Path | Iterable[str | Path], root: str | Path | None = None) -> list[str]:
+def list_images(
+    sources: str | Path | Iterable[str | Path], root: str | Path | None = None, passed: list[Problem] | None = None
+) -> list[str]:
     """Sorted paths of the pictures in folders (with their subfolders), list files (.txt), globs and single files.
 
     What a list names (see `read_list`) is kept even where it is not there or no picture, so that the scan can say so.
 
     Args:
         root: the data's root folder, `path:` of its yaml.
+        passed: takes what was passed over in folders: files of other kinds, and what could not be opened.
 
     Raises:
         FileNotFoundError: a source is not there.
@@ -39,16 +48,19 @@ def list_images(sources: str | Path | Iterable[str | Path], root: str | Path | N
     """
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
+    passed = [] if passed is None else passed
     files: list[str] = []
     for source in map(str, sources):
         if os.path.isdir(source):
-            files += _walk(source)
+            files += _walk(source, passed)
         elif os.path.isfile(source) and source.lower().endswith(".txt"):
             files += [path for _, _, path in read_list(source, root)]
         elif os.path.isfile(source):
             files.append(source)
         elif has_wildcard(source):
-            files += [f for f in find_glob(source) if is_picture_name(f)]
+            found = find_glob(source)
+            files += [f for f in found if is_picture_name(f)]
+            passed += [_other_kind(f) for f in found if os.path.isfile(f) and not _belongs(f)]
         else:
             raise FileNotFoundError(
                 f"no pictures at {source}: neither a folder, a list file (.txt), a glob nor a picture"
@@ -106,28 +118,66 @@ def find_glob(pattern: str) -> list[str]:
     return sorted(glob.glob(os.path.join(glob.escape(head), rest) if rest else glob.escape(head), recursive=True))
 
 
-def pair_with_labels(sources: Iterable[str | Path], root: str | Path | None = None) -> tuple[list[str], list[str]]:
+def pair_with_labels(
+    sources: Iterable[str | Path], root: str | Path | None = None, passed: list[Problem] | None = None
+) -> tuple[list[str], list[str]]:
     """Pictures of the sources (see `list_images`) and the label file of each.
 
-    A picture that is named more than once is there once, as in YOLOv5.
+    A picture that is named more than once is there once, as in YOLOv5. A label file whose name is the same in another
+    Unicode form (macOS writes é as two characters) or that ends in .TXT belongs to its picture. Label files that
+    belong to no picture go to `passed`.
 
     Git writes a symbolic link as a text file with the target's path where links are not supported (Windows, some
-    archives). Such a file in place of a picture folder is followed, in the lines of a list file too; the labels are
-    still those beside it.
+    archives). Such a file in place of a picture folder is followed; the labels are still those beside it.
     """
+    passed = [] if passed is None else passed
     pairs = []
     for source in map(str, sources):
         target = _written_link(source)
-        found = list_images(target or source, root)
+        found = list_images(target or source, root, passed)
         at = [os.path.join(source, os.path.relpath(f, target)) for f in found] if target else found
-        if not target and source.lower().endswith(".txt"):
-            folders = {folder: _written_link(folder) for folder in {os.path.dirname(f) for f in at}}
-            found = [os.path.join(folders[os.path.dirname(f)] or os.path.dirname(f), os.path.basename(f)) for f in at]
         pairs += zip(found, map(image_to_label_path, at), strict=True)
     once = sorted(set(pairs))
     if len(once) < len(pairs):
         LOGGER.warning("%d pictures are named more than once; each counts once", len(pairs) - len(once))
-    return [f for f, _ in once], [label for _, label in once]
+    files = [f for f, _ in once]
+    return files, _as_spelled(files, [label for _, label in once], passed)
+
+
+def _as_spelled(files: list[str], label_files: list[str], passed: list[Problem]) -> list[str]:
+    """Label files under the names that their folders have them by; those of no picture go to `passed`."""
+    members: dict[str, list[int]] = {}
+    for i, label in enumerate(label_files):
+        members.setdefault(os.path.dirname(label), []).append(i)
+    spelled = list(label_files)
+    for folder, indices in members.items():
+        there: dict[str, list[str]] = {}  # names of label files by their stem in its composed form
+        for name in _names(folder):
+            if name.lower().endswith(".txt"):
+                there.setdefault(_stem(name), []).append(name)
+        for i in indices:
+            wanted = os.path.basename(label_files[i])
+            names = there.get(_stem(wanted), [])
+            if names and wanted not in names:
+                spelled[i] = os.path.join(folder, names[0])
+        picture_folders = {os.path.dirname(files[i]) for i in indices}
+        if folder not in picture_folders:
+            pictures = {_stem(name) for pictures in picture_folders for name in _names(pictures)}
+            reason = f"no picture of this name in {', '.join(sorted(picture_folders))}"
+            for name in sorted(n for stem in there.keys() - pictures - {"classes"} for n in there[stem]):
+                passed.append(Problem(os.path.join(folder, name), None, reason, "label without picture"))
+    return spelled
+
+
+def _stem(name: str) -> str:
+    return unicodedata.normalize("NFC", os.path.splitext(name)[0])
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(n for n in os.listdir(folder or ".") if not n.startswith("."))
+    except OSError:  # told where its files are opened
+        return []
 
 
 def _written_link(source: str) -> str | None:
@@ -139,21 +189,50 @@ def _written_link(source: str) -> str | None:
     return target if text and "\0" not in text and os.path.isdir(target) else None
 
 
-def _walk(folder: str) -> list[str]:
+def _walk(folder: str, passed: list[Problem]) -> list[str]:
     """Pictures below a folder. Links are followed, but no folder is entered twice; hidden files are passed over."""
     found, seen, stack = [], set(), [folder]
     while stack:
         current = stack.pop()
-        real = os.path.realpath(current)
-        if real in seen:
+        try:
+            real = os.path.realpath(current)
+            if real in seen:
+                continue
+            seen.add(real)
+            with os.scandir(current) as entries:
+                entries = list(entries)
+        except OSError as error:
+            passed.append(Problem(current, None, f"the folder cannot be read ({error.strerror})", "unreadable folder"))
             continue
-        seen.add(real)
-        with os.scandir(current) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    stack.append(entry.path)
-                elif is_picture_name(entry.name):
-                    found.append(entry.path)
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                is_folder = entry.is_dir()
+            except OSError as error:  # a link to itself
+                passed.append(Problem(entry.path, None, f"cannot be opened ({error.strerror})", "unreadable folder"))
+                continue
+            if is_folder:
+                stack.append(entry.path)
+            elif is_picture_name(entry.name):
+                found.append(entry.path)
+            elif not _belongs(entry.name):
+                passed.append(_other_kind(entry.path))
     return found
+
+
+def _belongs(name: str) -> bool:
+    """Whether a file is a picture, or of a kind that lies beside pictures: labels, caches, notes."""
+    return is_picture_name(name) or os.path.splitext(name)[1].lower() in COMPANIONS
+
+
+def _other_kind(file: str) -> Problem:
+    suffix = os.path.splitext(file)[1] or "none"
+    return Problem(file, None, f"suffix {suffix} is not one of {', '.join(IMG_FORMATS)}", OTHER_KIND)
+
+
+def other_kinds(problems: Iterable[Problem]) -> str:
+    """One line that counts the files of other kinds by their suffixes, '' where there are none."""
+    counts = Counter(os.path.splitext(p.file)[1].lower() or "no suffix" for p in problems if p.kind == OTHER_KIND)
+    listed = ", ".join(f"{suffix} {n}" for suffix, n in counts.most_common())
+    return f"{counts.total()} files of other kinds passed over ({listed})" if counts else ""

@@ -21,7 +21,7 @@ import numpy as np
 
 from utils.system.files import read_text
 
-POLYGON_SLACK = 0.01  # vertices this far outside the picture are drawing noise and are clipped; further is an error
+SLACK = 0.01  # a coordinate this far outside the picture is drawing noise and is clipped; further is an error
 MAX_CLASS = 2**24  # above this float32 cannot hold every whole number
 
 _LINE_END = re.compile(r"\r\n|\r|\n")  # not str.splitlines: editors count no form feeds as lines
@@ -38,6 +38,12 @@ class Problem:
     reason: str
     kind: str
 
+    @property
+    def class_outside(self) -> int | None:
+        """The class number of a row that was left out because `nc` is not above it."""
+        found = re.match(r"class (-?\d+) is not in ", self.reason) if self.kind == "bad row" else None
+        return int(found[1]) if found else None
+
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         return f"{place}: {self.reason}"
@@ -52,12 +58,14 @@ class ParsedLabel:
         segments: n arrays float32 [k, 2] of normalised vertices; [0, 2] for box rows.
         image_class: index of the 1 in the image row, -1 where unknown.
         problems: rows left out, and what is missing.
+        unread: number of object rows left out because they cannot be read.
     """
 
     objects: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))
     segments: list[np.ndarray] = field(default_factory=list)
     image_class: int = -1
     problems: list[Problem] = field(default_factory=list)
+    unread: int = 0
 
 
 class _BadRow(ValueError):
@@ -82,16 +90,17 @@ def parse_label(text: str, nc: int | None, cls_nc: int, file: str = "") -> Parse
     image_rows: list[tuple[int, int]] = []  # line, class
     last_line = last_object_line = 0
     image_row_named = False
+    unread = 0
 
     for line, row in enumerate(_LINE_END.split(text.removeprefix("\ufeff")), start=1):
         if not row.strip():
             continue
-        last_line = line
+        last_line, image_row = line, False
         try:
             values, is_list = _numbers(row)
             hot = _one_hot(values)
             if hot >= 0:
-                image_row_named = True
+                image_row = image_row_named = True
                 if cls_nc and len(values) != cls_nc:
                     raise _BadRow(f"image row of {len(values)} numbers where cls_nc is {cls_nc}{_no_area_note(values)}")
                 image_rows.append((line, hot))
@@ -102,12 +111,13 @@ def parse_label(text: str, nc: int | None, cls_nc: int, file: str = "") -> Parse
                 box, segment = _object(values, nc)
             except _BadRow as reason:
                 if _meant_as_image_row(values, is_list, cls_nc):
-                    image_row_named = True
+                    image_row = image_row_named = True
                     message = f"image row must hold {cls_nc} numbers, exactly one of them 1 and the rest 0, got "
                     raise _BadRow(message + _short(row)) from reason
                 raise
         except _BadRow as reason:
             problems.append(Problem(file, line, str(reason), "bad row"))
+            unread += not image_row
             continue
 
         last_object_line = line
@@ -128,7 +138,7 @@ def parse_label(text: str, nc: int | None, cls_nc: int, file: str = "") -> Parse
         problems.append(Problem(file, last_line or None, reason, "no image row"))
     problems.sort(key=lambda p: p.line or 0)
     table = np.stack(objects) if objects else np.zeros((0, 5), np.float32)
-    return ParsedLabel(table, segments, image_class, problems)
+    return ParsedLabel(table, segments, image_class, problems, unread)
 
 
 def read_label(path: str | Path, nc: int | None, cls_nc: int) -> ParsedLabel:
@@ -206,7 +216,8 @@ def _numbers(row: str) -> tuple[list[float], bool]:
             value = math.nan
         # float() also takes nan, 1_0 and the digits of other scripts
         if not math.isfinite(value) or "_" in text or not text.isascii():
-            raise _BadRow(f"{_short(text)} is not a number")
+            hint = ": rows are written with spaces" if ";" in text else ""
+            raise _BadRow(f"{_short(text)} is not a number{hint}")
         values.append(value)
     return values, is_list
 
@@ -262,19 +273,19 @@ def _object(values: list[float], nc: int | None) -> tuple[np.ndarray, np.ndarray
 
 
 def _read_box(values: list[float]) -> np.ndarray:
-    for name, value in zip(_COORDINATES, values, strict=True):
-        # 1.00000001 is 1 in float32, which is what everything later computes in
-        if not 0 <= value <= 1.00000005:
-            raise _BadRow(f"{name} {value:g} is outside 0..1 (values are fractions of the picture, not pixels)")
-    return np.minimum(np.array(values, np.float32), np.float32(1))
+    return _inside(values, _COORDINATES)
 
 
 def _read_polygon(values: list[float]) -> np.ndarray:
-    for i, value in enumerate(values):
-        if not -POLYGON_SLACK <= value <= 1 + POLYGON_SLACK:
-            place = f"{'xy'[i % 2]}{i // 2 + 1}"
-            raise _BadRow(f"{place} {value:g} is outside 0..1 (values are fractions of the picture, not pixels)")
-    return np.array(values, np.float32).reshape(-1, 2).clip(0, 1)
+    return _inside(values, [f"{'xy'[i % 2]}{i // 2 + 1}" for i in range(len(values))]).reshape(-1, 2)
+
+
+def _inside(values: list[float], names: Sequence[str]) -> np.ndarray:
+    """Fractions of the picture, float32, clipped to it."""
+    for name, value in zip(names, values, strict=True):
+        if not -SLACK <= value <= 1 + SLACK:
+            raise _BadRow(f"{name} {value:.10g} is outside 0..1 (values are fractions of the picture, not pixels)")
+    return np.array(values, np.float32).clip(0, 1)
 
 
 def _choose_image_row(

@@ -1,4 +1,4 @@
-"""Scan of a data set: every picture and label is checked once; flat arrays and a cache that is no pickle."""
+"""Scan of a data set: every picture and label is checked once, and what cannot be used is named."""
 
 from __future__ import annotations
 
@@ -6,116 +6,22 @@ import contextlib
 import csv
 import hashlib
 import os
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
-from utils.dataset.files import pair_with_labels
+from utils.dataset.files import other_kinds, pair_with_labels
+from utils.dataset.index import DatasetIndex, cache_files, fingerprint, load_cache, save_cache
 from utils.dataset.labels import ParsedLabel, Problem, read_label
 from utils.dataset.pictures import IMG_FORMATS, check_picture, one_line
 
-CACHE_VERSION = 2
 # A picture may train detection without these, so they are reported but are no reason to stop a strict run.
 NOTES = ("missing label", "image row ignored")
-
-_ARRAYS = ("shapes", "objects", "object_offsets", "points", "point_offsets", "image_class")
-
-
-@dataclass
-class DatasetIndex:
-    """Pictures and labels of a split in flat arrays, which workers share without copying.
-
-    Attributes:
-        im_files, label_files: str [n]; a label file may be absent (a background).
-        shapes: int32 [n, 2] width and height as decoded, after the EXIF rotation.
-        objects: float32 [N, 5] class, x, y, w, h, normalised; picture i has rows object_offsets[i]:object_offsets[i+1].
-        object_offsets: int64 [n + 1].
-        points: float32 [P, 2] normalised polygon vertices; object j has rows point_offsets[j]:point_offsets[j+1].
-        point_offsets: int64 [N + 1].
-        image_class: int64 [n], -1 where unknown.
-        problems: what was left out, and what is unknown.
-        cls_nc: number of image classes the labels were read with.
-    """
-
-    im_files: np.ndarray
-    label_files: np.ndarray
-    shapes: np.ndarray
-    objects: np.ndarray
-    object_offsets: np.ndarray
-    points: np.ndarray
-    point_offsets: np.ndarray
-    image_class: np.ndarray
-    problems: list[Problem] = field(default_factory=list)
-    cls_nc: int = 0
-
-    def __len__(self) -> int:
-        return len(self.im_files)
-
-    def labels(self, i: int) -> np.ndarray:
-        """Copy of the object rows of picture i, float32 [k, 5] class, x, y, w, h."""
-        return self.objects[self.object_offsets[i] : self.object_offsets[i + 1]].copy()
-
-    def segments(self, i: int) -> list[np.ndarray]:
-        """Copies of the polygons of picture i's objects, float32 [m, 2] each; [0, 2] for a box row."""
-        ends = self.point_offsets[self.object_offsets[i] : self.object_offsets[i + 1] + 1]
-        return [self.points[a:b].copy() for a, b in zip(ends[:-1], ends[1:], strict=True)]
-
-    def subset(self, indices: Sequence[int] | np.ndarray) -> DatasetIndex:
-        """Index of these pictures in this order (repeats allowed) or of a mask. The problems stay those of the scan."""
-        indices = np.asarray(indices)
-        indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
-        rows, object_offsets = _gather(self.object_offsets, indices)
-        points, point_offsets = _gather(self.point_offsets, rows)
-        return DatasetIndex(
-            self.im_files[indices],
-            self.label_files[indices],
-            self.shapes[indices],
-            self.objects[rows],
-            object_offsets,
-            self.points[points],
-            point_offsets,
-            self.image_class[indices],
-            self.problems,
-            self.cls_nc,
-        )
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Pictures, backgrounds (no objects), objects, pictures without image label, pictures and rows left out."""
-        kinds = Counter(p.kind for p in self.problems)
-        return {
-            "images": len(self),
-            "backgrounds": int((np.diff(self.object_offsets) == 0).sum()),
-            "objects": len(self.objects),
-            "images_without_image_label": int((self.image_class < 0).sum()) if self.cls_nc else 0,
-            "images_left_out": sum(kinds[k] for k in ("missing image", "corrupt image", "unreadable label")),
-            "rows_left_out": kinds["bad row"] + kinds["duplicate row"],
-        }
-
-    def summary(self) -> str:
-        """The counts in one line."""
-        c = self.counts
-        unknown = f", {c['images_without_image_label']} without image label" if self.cls_nc else ""
-        return (
-            f"{c['images']} pictures, {c['backgrounds']} backgrounds, {c['objects']} objects{unknown}; "
-            f"left out: {c['images_left_out']} pictures, {c['rows_left_out']} rows"
-        )
-
-
-def _gather(offsets: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the groups `indices` of a ragged array, one group after the other, and their new offsets."""
-    lengths = offsets[indices + 1] - offsets[indices]
-    new = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    rows = np.arange(new[-1]) + np.repeat(offsets[indices] - new[:-1], lengths)
-    return rows, new
 
 
 def scan_dataset(
@@ -147,29 +53,81 @@ def scan_dataset(
         ValueError: no picture can be used.
     """
     sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    files, label_files = pair_with_labels(sources, root)
+    passed: list[Problem] = []
+    files, label_files = pair_with_labels(sources, root, passed)
+    others = other_kinds(passed)
     if not files:
         raise ValueError(
-            f"{prefix}: no pictures in {', '.join(map(str, sources))} (looked for {', '.join(IMG_FORMATS)})"
+            f"{prefix}: no pictures in {', '.join(map(str, sources))} (looked for {', '.join(IMG_FORMATS)}"
+            f"{f'; {others}' if others else ''})"
         )
-    key = _fingerprint(files, label_files, nc, cls_nc, single_cls) if cache else ""
-    cache_files = _cache_files(sources, label_files) if cache else []
+    key = fingerprint(files, label_files, nc, cls_nc, single_cls) if cache else ""
+    places = cache_files(sources, label_files) if cache else []
 
-    index = next((found for f in cache_files if (found := _load_cache(f, key, files, label_files, cls_nc))), None)
+    index = next((found for f in places if (found := load_cache(f, key, files, label_files, cls_nc))), None)
     from_cache = index is not None
     if index is None:
         index = _scan(files, label_files, None if single_cls else nc, cls_nc, workers, prefix, verbose)
         if single_cls:
             index.objects[:, 0] = 0
         if cache:
-            _save_cache(cache_files, key, index, files)
+            save_cache(places, key, index, files)
+    index.problems += passed
+    unlabelled = [f for f in label_files if not os.path.exists(f)]
+    if not cls_nc and len(unlabelled) < len(files) and any(p.kind == "label without picture" for p in passed):
+        reason = "no label file, while other label files belong to no picture"  # else it is an ordinary background
+        index.problems += [Problem(f, None, reason, "missing label") for f in unlabelled]
     if verbose:
         print(f"{prefix}: {index.summary()}{' (cached)' if from_cache else ''}", flush=True)
+        if others:
+            print(f"{prefix}: {others}", flush=True)
     if not len(index):
         raise ValueError(f"{prefix}: no picture can be used\n{problem_table(index.problems)}")
-    if verbose and not any(os.path.exists(f) for f in index.label_files[:1000]) and not len(index.objects):
-        print(f"{prefix}: WARNING: no label files found, looked for {index.label_files[0]} and so on", flush=True)
+    if verbose and len(unlabelled) == len(files):
+        print(f"{prefix}: WARNING: {_no_labels(label_files)}", flush=True)
     return index
+
+
+def refuse_set(index: DatasetIndex, prefix: str = "train", unlabelled: bool = True) -> None:
+    """Stop where what was left out says that the whole set is meant otherwise than it is read.
+
+    Args:
+        prefix: name of the split.
+        unlabelled: stop where no picture has an object or an image label, too.
+
+    Raises:
+        ValueError: class numbers outside nc, or no label; says what to do.
+    """
+    outside = [p for p in index.problems if p.class_outside is not None]
+    if outside:
+        numbers = {p.class_outside for p in outside} | set(index.objects[:, 0].astype(int).tolist())
+        first = " The first is 1, and YOLO counts from 0: subtract 1 from each." if min(numbers) == 1 else ""
+        raise ValueError(
+            f"{prefix}: {len(outside)} rows have class numbers that are not below nc, such as {outside[0]}. The "
+            f"numbers run from {min(numbers)} to {max(numbers)}.{first} Correct the labels, or nc and names in the "
+            "data yaml"
+        )
+    if unlabelled and not len(index.objects) and not (index.image_class >= 0).any():
+        raise ValueError(
+            f"{prefix}: no picture has a label, so there is nothing to learn: {_no_labels(index.label_files)}"
+        )
+
+
+def _no_labels(label_files: Sequence[str]) -> str:
+    """Where labels were looked for, and what lies there instead."""
+    looked_for = f"no label files found, looked for {label_files[0]} and so on"
+    folder = os.path.dirname(label_files[0])
+    parent, name = os.path.split(folder)
+    with contextlib.suppress(OSError):
+        if other := [n for n in os.listdir(parent or ".") if n != name and n.lower() == name.lower()]:
+            return f"{looked_for}: rename the folder {other[0]} to {name}"
+    with contextlib.suppress(OSError):
+        suffixes = Counter(Path(n).suffix.lower() for n in os.listdir(folder or "."))
+        if others := [f"{n} {s}" for s, n in suffixes.most_common() if s in (".xml", ".json", ".csv")]:
+            return f"{looked_for}: {', '.join(others)} are there, convert them to YOLO's .txt"
+        if suffixes[".txt"]:
+            return f"the label files in {folder} hold no row that can be read, or belong to other pictures"
+    return looked_for
 
 
 def _scan(
@@ -228,105 +186,18 @@ def _scan_one(file: str, label_file: str, nc: int | None, cls_nc: int) -> tuple[
     except (ValueError, OSError) as error:
         return left_out(one_line(error), "corrupt image")
     try:
-        return shape, read_label(label_file, nc, cls_nc)
+        label = read_label(label_file, nc, cls_nc)
+        if label.unread and not len(label.objects):
+            # To train it as a background would teach the network that its objects are none.
+            reason = f"none of its {label.unread} object rows can be read"
+            label.problems.append(Problem(label_file, None, f"{reason}: the picture is left out", "unreadable label"))
+            return None, ParsedLabel(problems=label.problems)
+        return shape, label
     except FileNotFoundError:
         reason = "no label file: a background, image class unknown"
         return shape, ParsedLabel(problems=[Problem(label_file, None, reason, "missing label")] if cls_nc else [])
     except OSError as error:
-        # To train it as a background would teach the network that its objects are none.
         return left_out(f"its label cannot be read ({one_line(error)})", "unreadable label")
-
-
-def _fingerprint(files: list[str], label_files: list[str], nc: int, cls_nc: int, single_cls: bool) -> str:
-    """Hash of everything the scan depends on: names, sizes and times of all files, and the class counts."""
-    digest = hashlib.sha256(f"{CACHE_VERSION} {nc} {cls_nc} {single_cls} {cv2.__version__}\n".encode())
-    for name in (*files, *label_files):
-        try:
-            s = os.stat(name)
-            # ctime also notices a file that was replaced by one of the same size and mtime
-            stamp = f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}"
-        except OSError:
-            stamp = "absent"
-        digest.update(f"{name} {stamp}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _cache_files(sources: list, label_files: list[str]) -> list[Path]:
-    """Places for the cache, the best first: beside the labels folder or list file, else the user's cache folder."""
-    first = Path(str(sources[0]))
-    if first.is_file() and first.suffix.lower() == ".txt":
-        beside = first.absolute().with_suffix("")
-    else:
-        beside = Path(label_files[0]).absolute().parent
-    if len(sources) > 1:  # a split of several folders has a cache of its own
-        beside = beside.with_name(f"{beside.name}.{_short_hash(*map(str, sources))}")
-    beside = beside.with_name(beside.name + ".cache.npz")
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolov5-joint"
-    places = [user / f"{_short_hash(str(beside))}.npz"]
-    return [beside, *places] if _writable(beside.parent) else places
-
-
-def _short_hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _writable(folder: Path) -> bool:
-    try:
-        # The mode bits too: root may write anywhere, but a folder marked read-only is meant to stay as it is.
-        return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
-    except OSError:
-        return False
-
-
-def _save_cache(places: list[Path], key: str, index: DatasetIndex, files: list[str]) -> None:
-    """Write to the first place that takes it; a scan without a cache is only slower, so failures are passed over."""
-    position = {f: i for i, f in enumerate(files)}
-    arrays = {name: getattr(index, name) for name in _ARRAYS}
-    arrays["key"] = np.array(key)
-    arrays["kept"] = np.array([position[f] for f in index.im_files], dtype=np.int64)
-    arrays["problem_lines"] = np.array([p.line or 0 for p in index.problems], dtype=np.int64)
-    for name in ("file", "reason", "kind"):
-        # One text in bytes: a numpy text array takes four bytes a character, of the longest entry.
-        text = "\n".join(" ".join(getattr(p, name).splitlines()) for p in index.problems)
-        arrays[f"problem_{name}s"] = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
-    for place in places:
-        temporary = None
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(suffix=".npz", prefix=".scan-", dir=place.parent)
-            with os.fdopen(handle, "wb") as stream:
-                np.savez(stream, **arrays)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, place)
-            return
-        except OSError:
-            if temporary:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-
-
-def _load_cache(place: Path, key: str, files: list[str], label_files: list[str], cls_nc: int) -> DatasetIndex | None:
-    """The cached index, None where there is none for these files, or where it is damaged."""
-    try:
-        with np.load(place, allow_pickle=False) as data:
-            if str(data["key"]) != key:
-                return None
-            arrays = {name: data[name] for name in _ARRAYS}
-            kept, lines = data["kept"], data["problem_lines"]
-            texts = [
-                data[f"problem_{name}s"].tobytes().decode(errors="surrogateescape").split("\n") if len(lines) else []
-                for name in ("file", "reason", "kind")
-            ]
-        problems = [
-            Problem(file, int(line) or None, reason, kind)
-            for line, file, reason, kind in zip(lines, *texts, strict=True)
-        ]
-        im_files = np.array(files, dtype=np.str_)[kept]
-        return DatasetIndex(
-            im_files, np.array(label_files, dtype=np.str_)[kept], **arrays, problems=problems, cls_nc=cls_nc
-        )
-    except Exception:  # absent, or damaged in one of many ways: the cure is always to scan again
-        return None
 
 
 def problem_table(problems: Sequence[Problem], limit: int = 20) -> str:

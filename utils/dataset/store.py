@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from utils.dataset.pictures import REDUCED, read_picture
+from utils.system.files import user_cache, writable
 
 MEMORY_MARGIN = 1.5  # a cache is made only if this multiple of its size is free
 
@@ -82,6 +83,10 @@ def available_memory() -> int | None:
 
             found.append(psutil.virtual_memory().available)
     return min(found) if found else None
+
+
+class _NoCache(Exception):
+    """Why there is no cache on disk: pictures are then read from their files."""
 
 
 class ImageStore:
@@ -160,34 +165,39 @@ class ImageStore:
         self.block = block
 
     def _fill_disk(self, prefix: str) -> None:
-        missing = [i for i in range(len(self.files)) if not self._disk_file_is_fresh(i)]
-        need = int(sum(self.hw[i].prod() * 3 + 128 for i in missing))
-        folder = Path(self._disk_file(missing[0])).parent if missing else Path()
-        while not folder.exists():
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
-        if need * MEMORY_MARGIN > free:
-            print(f"{prefix}: not cached: needs {need / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free", flush=True)
-            return
+        try:
+            missing = [i for i in range(len(self.files)) if not self._disk_file_is_fresh(i)]
+            need = int(sum(self.hw[i].prod() * 3 + 128 for i in missing))
+            folder = Path(self._disk_file(missing[0])).parent if missing else Path()
+            while not folder.exists():
+                folder = folder.parent
+            free = shutil.disk_usage(folder).free
+            if need * MEMORY_MARGIN > free:
+                raise _NoCache(f"needs {need / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
+            text = f"{prefix}: caching {need / 1e9:.2f} GB on disk"
+            self._for_all(lambda k: self._write_disk_file(missing[k]), text, len(missing))
+            self.disk = True
+        except _NoCache as reason:
+            print(f"{prefix}: not cached: {reason}", flush=True)
 
-        def write(k: int) -> None:
-            i = missing[k]
-            place = self._disk_file(i)
+    def _write_disk_file(self, i: int) -> None:
+        im, place = self._load(i), self._disk_file(i)
+        temporary = None
+        try:
+            picture = os.stat(str(self.files[i]))
             os.makedirs(os.path.dirname(place), exist_ok=True)
             # Written aside and renamed: other processes may make the same file at the same time.
             handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=os.path.dirname(place))
-            try:
-                picture = os.stat(str(self.files[i]))
-                with os.fdopen(handle, "wb") as stream:
-                    np.save(stream, self._load(i), allow_pickle=False)
-                os.utime(temporary, ns=(picture.st_atime_ns, picture.st_mtime_ns))  # tells later if the picture changed
-                os.replace(temporary, place)
-            except BaseException:
+            with os.fdopen(handle, "wb") as stream:
+                np.save(stream, im, allow_pickle=False)
+            os.utime(temporary, ns=(picture.st_atime_ns, picture.st_mtime_ns))  # tells later if the picture changed
+            os.replace(temporary, place)
+            temporary = None
+        except OSError as error:
+            raise _NoCache(f"{place} cannot be written ({error.strerror})") from None
+        finally:
+            if temporary:
                 os.unlink(temporary)
-                raise
-
-        self._for_all(write, f"{prefix}: caching {need / 1e9:.2f} GB on disk", len(missing))
-        self.disk = True
 
     def _for_all(self, work: Callable[[int], None], text: str, count: int | None = None) -> None:
         count = len(self.files) if count is None else count
@@ -198,19 +208,14 @@ class ImageStore:
     def _disk_file(self, i: int) -> str:
         """Beside the picture where its folder may be written to, else in the user's cache folder."""
         folder, name = os.path.split(os.path.abspath(str(self.files[i])))
-        if not _writable(folder):
-            user = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-            folder = os.path.join(user, "yolov5-joint", hashlib.sha256(folder.encode()).hexdigest()[:16])
+        if not writable(folder):
+            user = user_cache()
+            if user is None:
+                raise _NoCache(f"{folder} may not be written to, and there is no home folder; XDG_CACHE_HOME names one")
+            folder = os.path.join(user, hashlib.sha256(folder.encode(errors="surrogateescape")).hexdigest()[:16])
         return os.path.join(folder, f"{name}.{self.imgsz}{'fast' if self.fast else ''}.npy")
 
     def _disk_file_is_fresh(self, i: int) -> bool:
         with contextlib.suppress(OSError):
             return os.stat(self._disk_file(i)).st_mtime_ns == os.stat(str(self.files[i])).st_mtime_ns
         return False
-
-
-def _writable(folder: str) -> bool:
-    # The mode bits too: root may write anywhere, but a folder marked read-only is meant to stay as it is.
-    with contextlib.suppress(OSError):
-        return bool(os.stat(folder).st_mode & 0o222) and os.access(folder, os.W_OK)
-    return False

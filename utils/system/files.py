@@ -36,6 +36,24 @@ def read_text(path: str | Path, errors: str = "strict") -> str:
         raise ValueError(f"{path}:{line}: not a UTF-8 text file ({error.reason}): save it as UTF-8") from None
 
 
+def writable(folder: str | Path) -> bool:
+    """Whether a folder is there and may be written to."""
+    try:
+        # The mode bits too: root may write anywhere, but a folder marked read-only is meant to stay as it is.
+        return bool(os.stat(folder).st_mode & 0o222) and os.access(folder, os.W_OK)
+    except OSError:
+        return False
+
+
+def user_cache() -> Path | None:
+    """This project's folder among the user's caches; None for a user without a home folder (`docker --user`)."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "yolov5-joint"
+    except RuntimeError:
+        return None
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; renamed to `path` at the end, removed where the block fails."""
