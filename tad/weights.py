@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.weights.yolov5 import begins_as_zip, read_yolov5
+from utils.weights.reader import begins_as_zip, read_pickled
 
 # our prefix -> that of public AdaTAD checkpoints, which also put `module.` before every name
 PREFIXES = {
@@ -150,7 +150,7 @@ def read_tensors(file: str | Path) -> dict:
         raise FileNotFoundError(f"weights {file} are not there")
     if file.suffix == ".safetensors" or not begins_as_zip(file) and _is_safetensors(file):
         return _read_safetensors(file)
-    return read_yolov5(file)
+    return read_pickled(file)
 
 
 def state_of(content: Mapping) -> dict[str, Tensor]:

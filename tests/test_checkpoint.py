@@ -27,7 +27,8 @@ from utils.weights.checkpoint import (
     save_checkpoint,
     strip_checkpoint,
 )
-from utils.weights.yolov5 import read_yolov5, state_dict_of
+from utils.weights.reader import read_pickled
+from utils.weights.yolov5 import state_dict_of
 
 TINY = {
     "nc": 2,
@@ -76,7 +77,7 @@ def test_reference_checkpoint(theirs):
     file = theirs / want["file"]
     with pytest.raises(pickle.UnpicklingError):  # plain safe loading refuses it, so it is read by names
         torch.load(file, weights_only=True)
-    raw = read_yolov5(file)
+    raw = read_pickled(file)
     states = state_dict_of(raw["model"])
     assert len(states) == want["state_dict_num_keys"]
     assert {str(v.dtype) for v in states.values()} == set(want["state_dict_dtypes"])
@@ -126,7 +127,7 @@ def test_pickled_module_of_either_container(tmp_path, zipped):
     """Our classes bear the names that YOLOv5 v5.0 pickled (`models.yolo.Model`, `models.common.*`)."""
     model, average = tiny(0, cls_nc=0), tiny(1, cls_nc=0)
     with torch.no_grad():  # leftovers of v5.0 and of a profiled model, which belong to no network of today
-        average.detect.register_buffer("anchor_grid", torch.ones(2, 1, 2, 1, 1, 2))
+        average.detect._buffers["anchor_grid"] = torch.ones(2, 1, 2, 1, 1, 2)
         average.model[0].register_buffer("total_ops", torch.zeros(1))
     average.names = ["AR", "MR"]
     file = tmp_path / "last.pt"
@@ -147,7 +148,7 @@ def test_pickled_module_of_either_container(tmp_path, zipped):
     assert (checkpoint.format, checkpoint.epoch, checkpoint.best_fitness) == ("yolov5", 7, 0.25)
     assert checkpoint.opt == {"project": "runs/train", "data": "C:\\data\\x.yaml", "seen": {1, 2}}
     assert checkpoint.names == {0: "AR", 1: "MR"} and checkpoint.hyp == {"box": 0.05}
-    assert read_yolov5(file)["score"] == 0.5
+    assert read_pickled(file)["score"] == 0.5
     restored = Model.from_checkpoint(checkpoint)  # the average comes first
     fresh = tiny(1, cls_nc=0)
     assert equal_states(restored.state_dict(), fresh.state_dict())
@@ -345,14 +346,14 @@ def test_tensors_cannot_reach_beyond_their_bytes(tmp_path):
         pickler.dump({"epoch": 1, "model": Call(torch._utils._rebuild_tensor_v2, *arguments)})
         return write_zip(tmp_path / "t.pt", buffer.getvalue(), **{"0": data})
 
-    assert read_yolov5(write(0, (2, 2), (2, 1)))["model"].tolist() == [[0, 0], [0, 0]]
+    assert read_pickled(write(0, (2, 2), (2, 1)))["model"].tolist() == [[0, 0], [0, 0]]
     for bad in [(0, (5,), (1,)), (1, (4,), (1,)), (0, (2, 2), (4, 1)), (-1, (2,), (1,)), (0, (2,), (-1,))]:
         with pytest.raises(ValueError, match="t.pt"):
-            read_yolov5(write(*bad))
+            read_pickled(write(*bad))
     with pytest.raises(ValueError, match="cut short"):
-        read_yolov5(write(0, (4,), (1,), data=bytes(12)))
+        read_pickled(write(0, (4,), (1,), data=bytes(12)))
     with pytest.raises(ValueError, match="t.pt"):
-        read_yolov5(write(0, (4,), (1,), numel=-1))
+        read_pickled(write(0, (4,), (1,), numel=-1))
 
 
 def test_what_is_no_checkpoint_is_called_so(tmp_path):
@@ -426,6 +427,48 @@ def test_round_trip(tmp_path):
     again.load_state_dict(restored["optimizer"])
     buffers = [s["momentum_buffer"] for s in again.state_dict()["state"].values()]
     assert torch.equal(buffers[0], optimizer.state_dict()["state"][0]["momentum_buffer"])
+
+
+def same_values(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        kept = (a.dtype, a.shape, a.stride(), a.requires_grad) == (b.dtype, b.shape, b.stride(), b.requires_grad)
+        return kept and type(a) is type(b) is torch.Tensor and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same_values(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same_values, a, b))
+    return type(a) is type(b) and a == b
+
+
+def test_others_read_of_our_files_what_we_read(tmp_path, monkeypatch):
+    """PyTorch's safe loader and ours give the same values; ours does not ask PyTorch's."""
+    kinds = (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+        torch.bool,
+    )
+    state = {str(kind): torch.arange(6).to(kind).reshape(2, 3) for kind in kinds}
+    state |= {"scalar": torch.tensor(1.5), "none": torch.zeros(0, 3), "turned": torch.rand(4, 5).T}
+    state["channels_last"] = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    state |= {"rng": (3, (1, 2**63, None), None), "nested": [{"a": (1.5, "x")}, True], 7: -1, "nan": [float("inf")]}
+    model = tiny()
+    ema = {"state_dict": tiny(1).half().state_dict(), "updates": 12}
+    file = tmp_path / "last.pt"
+    save_checkpoint(file, content_of(model, train_state=state, ema=ema))
+    theirs = torch.load(file, weights_only=True)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was asked"))
+    ours = load_checkpoint(file)
+    assert same_values(
+        ours.train_state, theirs["train_state"] | {"ema": theirs["ema"], "model": theirs["model"]["state_dict"]}
+    )
+    assert same_values(ours.opt, theirs["opt"]) and same_values(ours.model_yaml, theirs["model"]["yaml"])
+    assert {type(v) for v in ours.state_dict.values()} == {torch.Tensor}
+    assert not any(v.requires_grad for v in ours.model_state_dict.values())
 
 
 def test_values_are_made_plain_or_refused_by_key(tmp_path):

@@ -19,9 +19,8 @@ from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
 from torch import Tensor, nn
 
 import train_joint
-from utils.weights import checkpoint as checkpoints
 from utils.weights.checkpoint import load_checkpoint, save_checkpoint, strip_checkpoint
-from utils.weights.yolov5 import read_yolov5
+from utils.weights.reader import read_pickled
 
 # Files that are two things -------------------------------------------------------------------------------------------
 
@@ -67,13 +66,13 @@ def test_torchscript_under_the_name_of_a_checkpoint(tmp_path, monkeypatch, name)
         assert "a TorchScript file: named best.torchscript it runs, for training give the .pt" in str(error.value)
 
 
-def test_no_advice_to_load_without_safety(tmp_path):
-    """A class that a YOLOv5 checkpoint may hold, in a file of our own format: PyTorch's loader refuses it."""
-    content = {"format": "yolov5-joint", "version": 1} | content_of(tiny()) | {"extra": nn.SiLU()}
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"w\.pt: a damaged checkpoint \(PyTorch's safe loader refuses it\)$") as error:
-        load_checkpoint(tmp_path / "w.pt")
-    assert "weights_only" not in str(error.value)
+def test_a_file_of_our_format_holds_nothing_but_tensors_and_plain_values(tmp_path):
+    """A class that a YOLOv5 checkpoint may hold, in a file that says it is ours."""
+    content = {"format": "yolov5-joint", "version": 1} | content_of(tiny())
+    for value, name in ((nn.SiLU(), "torch.nn.modules.activation.SiLU"), ({1, 2}, "set")):
+        torch.save(content | {"opt": {"extra": value}}, tmp_path / "w.pt")
+        with pytest.raises(ValueError, match=rf"w\.pt: a damaged .* checkpoint .*`opt\.extra` is a {name}\)"):
+            load_checkpoint(tmp_path / "w.pt")
 
 
 # Exported files -------------------------------------------------------------------------------------------------------
@@ -136,11 +135,41 @@ def test_tensors_that_share_what_is_stored(tmp_path):
     assert torch.equal(state["model.0.b.weight"], conv.weight)
 
 
+def test_sizes_that_overflow(tmp_path):
+    """2**31 x 2**31 float32 elements are 2**64 bytes, which is 0 in 64 bits."""
+    file = save_module(tmp_path / "w.pt", big=nn.Parameter(torch.zeros(1).expand(2**31, 2**31)))
+    with pytest.raises(ValueError, match=r"w\.pt: .*`model\.0\.big` has 4611686018427387904 elements, .* stores 1\)"):
+        load_checkpoint(file)
+
+
 def test_ours_with_tensors_of_more_elements_than_are_stored(tmp_path):
     content = {"format": "yolov5-joint", "version": 1} | content_of(tiny())
     content["model"]["state_dict"] = {"big": torch.zeros(1, dtype=torch.float16).expand(2**20, 2**20)}
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"w\.pt: .*`big` has 1099511627776 elements, of which the file stores 1"):
+    with pytest.raises(
+        ValueError, match=r"w\.pt: .*`model\.state_dict\.big` has 1099511627776 elements, of which the file stores 1"
+    ):
+        load_checkpoint(tmp_path / "w.pt")
+
+
+def test_ours_with_values_that_hold_each_other_many_times(tmp_path):
+    nested: list = [1]
+    for _ in range(12):
+        nested = [nested] * 10
+    endless: list = []
+    endless.append(endless)
+    for value, words in ((nested, "more than 1000000 values"), (endless, "nested too deeply")):
+        content = {"format": "yolov5-joint", "version": 1} | content_of(tiny()) | {"train_state": {"x": value}}
+        torch.save(content, tmp_path / "w.pt")
+        with pytest.raises(ValueError, match=rf"w\.pt: .*{words}"):
+            load_checkpoint(tmp_path / "w.pt")
+
+
+def test_ours_with_expanded_tensors_in_the_training_state(tmp_path):
+    content = {"format": "yolov5-joint", "version": 1} | content_of(tiny())
+    content["train_state"] = {"optimizer": {"buffer": torch.zeros(1).expand(2**20, 2**20)}}
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt: .*`train_state\.optimizer\.buffer` has 1099511627776 elements"):
         load_checkpoint(tmp_path / "w.pt")
 
 
@@ -182,8 +211,7 @@ def test_lack_of_memory_ends_in_a_sentence(tmp_path, monkeypatch, error):
 
     torch.save({"model": tiny(cls_nc=0), "epoch": -1}, tmp_path / "y.pt")
     save_checkpoint(tmp_path / "o.pt", content_of(tiny()))
-    monkeypatch.setattr(checkpoints, "_independent", fail)
-    monkeypatch.setattr(checkpoints, "_float32", fail)
+    monkeypatch.setattr(Tensor, "float", fail)
     for name in ("y.pt", "o.pt"):
         with pytest.raises(ValueError, match=rf"{name}: .*{type(error).__name__}"):
             load_checkpoint(tmp_path / name)
@@ -217,9 +245,23 @@ def test_a_tensor_has_no_state_of_its_own(tmp_path, elements):
             Pickler(out, 2).dump({"model": value})
         return write_zip(tmp_path / "w.pt", out.getvalue(), **{"0": bytes(4 * elements)})
 
-    assert isinstance(read_yolov5(write(Moved(elements)))["model"], Tensor)
+    assert isinstance(read_pickled(write(Moved(elements)))["model"], Tensor)
     with pytest.raises(ValueError, match=r"w\.pt: .*a tensor with a state of its own"):
-        read_yolov5(write(Moved(elements, (Moved(elements), 0, (1_000_000,), (1,)))))
+        read_pickled(write(Moved(elements, (Moved(elements), 0, (1_000_000,), (1,)))))
+
+
+@pytest.mark.parametrize("opcodes", [b"K\x00K\x01s", b"(K\x00K\x01u", b"(K\x01\x90", b"K\x01a", b"(K\x01e"])
+def test_a_pickle_cannot_change_a_tensor(tmp_path, opcodes):
+    """SETITEM, SETITEMS, ADDITEMS, APPEND and APPENDS on a tensor: what they make of it could take any memory."""
+    file = tmp_path / "w.pt"
+    torch.save({"model": torch.zeros(4)}, file)
+    with zipfile.ZipFile(file) as archive:
+        made, _ = archive.read("w/data.pkl").rsplit(b"R", 1)  # up to the call that makes the tensor
+    assert read_pickled(write_zip(file, made + b"Rs.", **{"0": bytes(16)}))["model"].tolist() == [0, 0, 0, 0]
+    with pytest.raises(
+        ValueError, match=r"w\.pt: .*(a tensor that is changed|a tensor with a state|has no attribute 'app)"
+    ):
+        read_pickled(write_zip(file, made + b"R" + opcodes + b"s.", **{"0": bytes(16)}))
 
 
 def test_loaded_tensors_are_plain_ones(tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ from models.load import load_model
 from models.yolo import Model
 from utils.system.paths import ROOT
 from utils.system.yamls import load_yaml
+from utils.weights.reader import UnsafeCheckpointError
 from utils.weights.torchscript import read_tensor_code, refuse_other_code
-from utils.weights.yolov5 import UnsafeCheckpointError
 
 MINE = b"of the user\n" * 20
 

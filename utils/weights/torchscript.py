@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from utils.weights.yolov5 import ZIP_MAGIC, UnsafeCheckpointError
+from utils.weights.reader import ZIP_MAGIC, UnsafeCheckpointError
 
 # Operators that a detection network may use, `torch.NAME` in the code. For `add` also `add_`, which works in place.
 # Not on it: what takes a path or a text to run, memory without bounds or content (set_, resize_, empty, _unsafe_*),
