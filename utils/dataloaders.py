@@ -25,9 +25,11 @@ from utils.augmentations import (
     visible_areas,
 )
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
+from utils.dataset.pictures import IMG_FORMATS  # noqa: F401 - YOLOv5 has this and the loaders here
 from utils.dataset.samplers import EpochBatchSampler, Key, image_weights
 from utils.dataset.scan import DatasetIndex
 from utils.dataset.store import ImageStore
+from utils.results.loaders import VID_FORMATS, LoadImages, LoadScreenshots, LoadStreams, LoadWebcam  # noqa: F401
 
 IMAGE_MIXES = ("area", "same_class")
 

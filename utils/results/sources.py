@@ -41,6 +41,7 @@ class Frame:
         number: Count of frames taken from this video or stream, from 1; 0 for pictures.
         fps: Frames a second at which a video of these frames plays at true speed; None for pictures.
         seconds: For live sources, time since the first frame; None elsewhere.
+        stream: Which of several streams it came from, from 0.
     """
 
     image: np.ndarray
@@ -50,6 +51,7 @@ class Frame:
     number: int = 0
     fps: float | None = None
     seconds: float | None = None
+    stream: int = 0
 
 
 def open_source(source: str | Path, vid_stride: int = 1) -> FileSource | StreamSource | ScreenSource:
@@ -79,10 +81,15 @@ def open_source(source: str | Path, vid_stride: int = 1) -> FileSource | StreamS
     if text.lower().endswith(".streams"):
         if not Path(text).is_file():
             raise FileNotFoundError(f"--source {text}: there is no such list of streams")
-        return StreamSource(_lines(text), vid_stride)
+        return StreamSource(lines_of(text), vid_stride)
     if _is_url(text) and _kind(text) is None:
         return StreamSource([text], vid_stride)
-    if text.lower().endswith(".txt") and Path(text).is_file() and all(map(_is_stream, lines := _lines(text))) and lines:
+    if (
+        text.lower().endswith(".txt")
+        and Path(text).is_file()
+        and all(map(_is_stream, lines := lines_of(text)))
+        and lines
+    ):
         print(f"{text}: every line of it is a stream, so it is read as a list of streams")
         return StreamSource(lines, vid_stride)
     return FileSource(text, vid_stride)
@@ -93,10 +100,12 @@ class FileSource:
 
     Attributes:
         images, videos: Paths (or addresses) found.
+        capture: Of the video that is being read, or was last.
         problems: What was left out and why, one line each; complete once iterated.
     """
 
     live = False
+    capture: cv2.VideoCapture | None = None
 
     def __init__(self, source: str, vid_stride: int = 1):
         self.problems: list[str] = []
@@ -136,7 +145,7 @@ class FileSource:
             yield from self._video(path, f"video {i}/{total}")
 
     def _video(self, path: str, title: str) -> Iterator[list[Frame]]:
-        capture = cv2.VideoCapture(path)
+        capture = self.capture = cv2.VideoCapture(path)
         number = 0
         try:
             total = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) // self.vid_stride  # 0 or less: not known
@@ -222,6 +231,11 @@ class StreamSource:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def names(self) -> list[str]:
+        """Of the streams that could be opened."""
+        return [s.name for s in self._streams]
+
     def __len__(self) -> int:
         return len(self._streams)
 
@@ -288,9 +302,8 @@ class StreamSource:
             stream.number += 1
             title = f"{stream.index}: {stream.name} ({stream.number})"
             fps = stream.fps / self.vid_stride
-            stream.frame = Frame(
-                image, stream.name, "stream", title, stream.number, fps, seconds if stream.live else None
-            )
+            seconds = seconds if stream.live else None
+            stream.frame = Frame(image, stream.name, "stream", title, stream.number, fps, seconds, stream.index)
             self._news.notify_all()
 
     def _problem(self, text: str) -> None:
@@ -390,7 +403,8 @@ def _kind(path: str) -> str | None:
     return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
 
 
-def _lines(path: str) -> list[str]:
+def lines_of(path: str | Path) -> list[str]:
+    """Lines of a list of streams, without empty ones and comments."""
     lines = (line.strip() for line in read_text(path).splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
