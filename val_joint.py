@@ -85,20 +85,20 @@ class Stopwatch:
 
 
 class MeanLosses:
-    """Mean validation losses a picture; the image loss counts the pictures with a known image label alone."""
+    """Mean validation losses a picture, by name; the image loss counts the pictures with a known image label alone."""
 
     def __init__(self):
-        self.sums, self.pictures = np.zeros(4), np.zeros(4)
+        self.sums, self.pictures = defaultdict(float), defaultdict(int)
 
-    def add(self, parts, pictures: int, known: int) -> None:
-        counts = np.array([pictures, pictures, pictures, known])
-        values = np.array([float(x) for x in (parts.box, parts.obj, parts.cls, parts.image)])
-        self.sums += np.where(counts > 0, values * counts, 0)
-        self.pictures += counts
+    def add(self, parts: dict[str, torch.Tensor], pictures: int, known: int) -> None:
+        for name, loss in parts.items():
+            count = known if name == "image" else pictures
+            self.sums[name] += float(loss) * count if count else 0.0
+            self.pictures[name] += count
 
     def result(self) -> dict[str, float]:
-        box, obj, cls, image = (self.sums / np.maximum(self.pictures, 1)).tolist()
-        return {"box": box, "obj": obj, "cls": cls, "image": image, "det": box + obj + cls}
+        means = {name: self.sums[name] / max(count, 1) for name, count in self.pictures.items()}
+        return means | {"det": sum(mean for name, mean in means.items() if name != "image")}
 
 
 @torch.no_grad()
@@ -213,7 +213,7 @@ def run(
             answer = model(inputs, augment=augment)
         if criterion is not None and answer.maps is not None:
             with clock("loss"):
-                parts = criterion(answer.raw, targets.to(device), image_targets)[1]
+                parts = criterion(answer.raw, targets.to(device), image_targets).parts
                 losses.add(parts, len(images), int((image_targets.sum(1) > 0).sum()))
         with clock("nms"):
             found = [d.cpu() for d in answer.detections(**nms)]
@@ -266,7 +266,7 @@ def run(
             "objects": sum(c["objects"] for c in detection_results["per_class"].values()),
             "images_without_image_label": unlabelled,
         },
-        "losses": losses.result() if losses.pictures[0] else None,
+        "losses": losses.result() if losses.pictures else None,
         "speed_ms": clock.per_picture(detection.images),
         "fitness": joint_fitness(detection_results["map50"], detection_results["map50_95"], accuracy, fitness_weight),
         "conf_threshold_used": detection.result.threshold,

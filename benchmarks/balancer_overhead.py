@@ -57,7 +57,7 @@ def measure(cfg: str, names: list[str], args: argparse.Namespace) -> dict[str, l
     model = Model(cfg, nc=4, cls_nc=3).to(device, memory_format=layout).train()
     scale = args.imgsz / 640
     model.hyp = DEFAULT_HYP | {"obj": DEFAULT_HYP["obj"] * scale**2, "cls": DEFAULT_HYP["cls"] * 4 / 80}
-    optimizer = build_optimizer(model, "SGD", lr=1e-4)
+    optimizer = build_optimizer(model.parameter_groups(), "SGD", lr=1e-4)
     n = args.batch_size
     images = torch.rand(n, 3, args.imgsz, args.imgsz, device=device).to(memory_format=layout)
     boxes = torch.cat((torch.rand(2 * n, 2) * 0.8 + 0.1, torch.rand(2 * n, 2) * 0.3 + 0.05), 1)
@@ -73,7 +73,7 @@ def measure(cfg: str, names: list[str], args: argparse.Namespace) -> dict[str, l
             print(f"left out: {error}")
         if name == "gradnorm":
             balancers[LAST] = build_balancer(name, 2, shared[-1:], params, interval=1)
-    criteria = {name: ComputeJointLoss(model, balancer) for name, balancer in balancers.items()}
+    criterion = ComputeJointLoss(model)
     seconds: dict[str, list[float]] = {name: [] for name in balancers}
     for round_number in range(args.rounds + 1):
         for name, balancer in balancers.items():
@@ -81,8 +81,8 @@ def measure(cfg: str, names: list[str], args: argparse.Namespace) -> dict[str, l
             start = clock()
             with autocast(device, precision is not None, precision):
                 predictions = model(images)
-            _, parts = criteria[name](predictions, targets, image_targets)
-            balancer.backward(parts.tasks, n, present=parts.present)
+            losses = criterion(predictions, targets, image_targets)
+            balancer.backward(list(losses.tasks.values()), n, present=list(losses.present.values()))
             nn.utils.clip_grad_norm_(params, 10.0)
             optimizer.step()
             balancer.step()

@@ -25,7 +25,8 @@ from utils.dataset.config import load_data_config, load_hyp
 from utils.dataset.scan import scan_dataset
 from utils.loss import ComputeJointLoss, scale_gains
 from utils.system.devices import amp_dtype, autocast, memory_format, select_device, synchronize, to_input, use_all_cores
-from utils.training.optim import ModelEMA, build_optimizer
+from utils.training.average import ModelEMA
+from utils.training.optim import build_optimizer
 
 PARTS = ("wait for data", "to the device", "forward", "loss", "backward", "optimiser", "average")
 
@@ -42,10 +43,10 @@ def time_steps(args: argparse.Namespace, amp: str, layout_name: str) -> dict[str
     loader, _ = create_dataloader(
         index, args.imgsz, args.batch_size, hyp=hyp, augment=True, shuffle=True, cls_nc=model.cls_nc, cache=args.cache
     )
-    optimizer = build_optimizer(model, args.optimizer)
+    optimizer = build_optimizer(model.parameter_groups(), args.optimizer)
     tasks = 2 if model.cls_nc else 1
     balancer = build_balancer("gradnorm", tasks, model.shared_parameters())
-    criterion, ema = ComputeJointLoss(model, balancer), ModelEMA(model)
+    criterion, ema = ComputeJointLoss(model), ModelEMA(model)
     spent: dict[str, float] = defaultdict(float)
     clock = time.perf_counter()
 
@@ -72,9 +73,9 @@ def time_steps(args: argparse.Namespace, amp: str, layout_name: str) -> dict[str
         with autocast(device, dtype is not None, dtype):
             predictions = model(images)
         lap("forward")
-        _, parts = criterion(predictions, targets.to(device), image_targets.to(device))
+        losses = criterion(predictions, targets.to(device), image_targets.to(device))
         lap("loss")
-        balancer.backward(parts.tasks, len(images), None, parts.present)
+        balancer.backward(list(losses.tasks.values()), len(images), None, list(losses.present.values()))
         lap("backward")
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()

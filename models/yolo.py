@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from models.answer import Answer
 from models.common import Conv
-from models.heads import Detect, ImageClassifier, ImageHead
+from models.heads import CBAM, Detect, ImageClassifier, ImageHead
 from models.parser import BRANCHES, IMAGE, PREVIOUS, load_model_yaml, parse_model
 from utils.boxes import input_multiple
 from utils.weights.checkpoint import Checkpoint
@@ -272,6 +272,33 @@ class DetectionModel(nn.Module):
                 f"{100 * added / (figures['parameters'] - added):.2f} % more than detection alone"
             )
         return "\n".join(lines)
+
+    def parameter_groups(self) -> list[dict]:
+        """The parameters by their role in training, for `utils.training.optim.build_optimizer`.
+
+        Returns:
+            `params`, `role` and whether they `decay`, for the roles `bias`, `matrix` (weights whose layer a norm
+            follows, so that of a step only the direction counts), `norm`, `answer` (weights whose size shows in what
+            the network says: Detect's convolutions, the gates of attention) and `logits` (those of the image branch).
+        """
+        layers = list(self.modules())
+        answers = {id(p) for head in layers if isinstance(head, (Detect, CBAM)) for p in head.parameters()}
+        logits = {id(head.logits.weight) for head in layers if isinstance(head, ImageHead)}
+        norms = tuple(v for k, v in nn.__dict__.items() if "Norm" in k and isinstance(v, type))
+        groups: dict[str, list[nn.Parameter]] = {role: [] for role in ("bias", "matrix", "norm", "answer", "logits")}
+        for m in layers:
+            for name, p in m.named_parameters(recurse=False):
+                if name == "bias":
+                    role = "bias"
+                elif name == "weight" and isinstance(m, norms):
+                    role = "norm"
+                elif id(p) in logits:
+                    role = "logits"
+                else:
+                    role = "answer" if id(p) in answers or p.ndim < 2 else "matrix"
+                groups[role].append(p)
+        still = ("bias", "norm")
+        return [{"params": ps, "role": role, "decay": role not in still} for role, ps in groups.items() if ps]
 
     @torch.no_grad()
     def _probe(self, side: int) -> tuple[list[float], dict[int, str]]:

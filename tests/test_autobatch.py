@@ -7,6 +7,7 @@ import torch
 
 import train_joint
 from utils.autobatch import DEFAULT, MOST, auto_batch_size, fit_batch_size
+from utils.system.devices import World
 
 GIB = 2**30
 
@@ -64,7 +65,7 @@ def test_other_devices_get_the_default():
 
 def test_command_line_knows_it(monkeypatch):
     assert train_joint.parse_opt(["--batch-size", "-1"]).batch_size == -1
-    monkeypatch.setattr(train_joint, "init_world", lambda device: train_joint.World(0, 2))
+    monkeypatch.setattr("models.run.init_world", lambda device: World(0, 2))
     opt = train_joint.parse_opt(["--batch-size", "-1", "--device", "cpu"])
     with pytest.raises(ValueError, match="give a number with several"):
         train_joint.train(opt, {})

@@ -430,20 +430,20 @@ def test_early_users_check(seed):
     model = Model(copy.deepcopy(TINY)).train()
     model.hyp = TINY_HYP
     balancer = GradNorm(2, alpha=1.5, interval=1, task_weights=(1.0, 0.01), shared=model.shared_parameters())
-    criterion = ComputeJointLoss(model, balancer)
+    criterion = ComputeJointLoss(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9, nesterov=True)
     generator = torch.Generator().manual_seed(seed)
     weights, losses = [balancer.weights], []
     for _ in range(50):
         images, targets, image_targets = picture_batch(generator)
-        _, parts = criterion(model(images), targets, image_targets)
-        balancer.backward(parts.tasks, batch_size=8, present=parts.present)
+        found = criterion(model(images), targets, image_targets)
+        balancer.backward(list(found.tasks.values()), batch_size=8, present=list(found.present.values()))
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
         balancer.step()
         optimizer.zero_grad()
         weights.append(balancer.weights)
-        losses.append([x.item() for x in parts.tasks])
+        losses.append([x.item() for x in found.tasks.values()])
     weights, losses = torch.stack(weights), torch.tensor(losses)
     assert (weights[-1] - weights[0]).abs().max() > 0.5
     assert (weights[21:] - weights[20:-1]).abs().max() < 0.05

@@ -26,12 +26,12 @@ import train_joint
 import val_joint
 from benchmarks import parity
 from models.autoshape import AutoShape
-from models.build import layers, transfer
+from models.build import build_model, layers, transfer
 from models.experimental import attempt_load
 from models.load import load_model
 from models.yolo import Model
 from utils.boxes import non_max_suppression
-from utils.dataset.config import DataConfig
+from utils.dataset.config import DataConfig, load_data_config
 from utils.system.paths import ROOT
 from utils.system.yamls import load_yaml, save_yaml
 from utils.weights.checkpoint import load_checkpoint
@@ -200,7 +200,7 @@ def test_80_classes_without_image_rows(tmp_path, capsys):
 def test_without_cfg_and_weights_it_is_yolov5s(tmp_path):
     data = draw_set(tmp_path / "set", pictures=2)
     opt = train_joint.parse_opt(["--data", str(data)])
-    model, _ = train_joint.build_model(opt, train_joint.load_data_config(data), {}, say=lambda line: None)
+    model, _ = build_model(opt, load_data_config(data), {}, say=lambda line: None)
     assert (model.yaml_file, model.nc, model.cls_nc) == ("yolov5s.yaml", 80, 0)
 
 
@@ -253,7 +253,7 @@ def test_transfer_to_a_joint_model_lists_every_tensor(tmp_path):
     opt = argparse.Namespace(weights=str(weights), cfg=str(tmp_path / "tiny_cls.yaml"), freeze=[10])
     said = []
     report = tmp_path / "run" / "transfer.txt"
-    model, taken = train_joint.build_model(opt, train_joint.load_data_config(data), {}, say=said.append, report=report)
+    model, taken = build_model(opt, load_data_config(data), {}, say=said.append, report=report)
     own, theirs = model.state_dict(), load_checkpoint(weights).state_dict
     lines = report.read_text().splitlines()[1:]
     listed = {

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.balancing import Fixed
 from utils.loss import ComputeJointLoss, ComputeLoss, FocalLoss, image_loss, smooth_bce
 
 HYP = {"box": 0.05, "obj": 1.0, "cls": 0.5, "cls_pw": 1.0, "obj_pw": 1.0, "anchor_t": 4.0, "fl_gamma": 0.0}
@@ -43,11 +42,12 @@ CASES = [
 ]
 
 
-def head(nc: int = 4, p6: bool = False) -> SimpleNamespace:
+def head(nc: int = 4, p6: bool = False, cls_nc: int = 0) -> SimpleNamespace:
     """What the loss needs of a model."""
     stride = torch.tensor([8.0, 16.0, 32.0, 64.0] if p6 else [8.0, 16.0, 32.0])
     anchors = torch.tensor(ANCHORS_P6 if p6 else ANCHORS_P5).float().view(-1, 3, 2) / stride[:, None, None]
-    return SimpleNamespace(detect=SimpleNamespace(anchors=anchors, stride=stride, na=3, nl=len(stride), nc=nc), hyp=HYP)
+    detect = SimpleNamespace(anchors=anchors, stride=stride, na=3, nl=len(stride), nc=nc)
+    return SimpleNamespace(detect=detect, cls_nc=cls_nc, hyp=HYP)
 
 
 def maps(nc: int = 4, batch: int = 2, size: int = 64, seed: int = 0) -> list[torch.Tensor]:
@@ -216,30 +216,33 @@ def test_image_loss_says_which_shapes_differ():
 # ---- both tasks -----------------------------------------------------------------------------------------------------
 
 
-def test_joint_loss_is_the_weighted_sum_times_the_batch():
+def test_joint_loss_names_its_parts_and_tasks():
     p, logits = maps(), LOGITS[:2].clone().requires_grad_()
     image_targets = F.one_hot(torch.tensor([1, 0]), 3).float()
-    total, parts = ComputeJointLoss(head(), Fixed(2, task_weights=(0.7, 3.0)))((p, logits), TARGETS, image_targets)
+    criterion = ComputeJointLoss(head(cls_nc=3))
+    losses = criterion((p, logits), TARGETS, image_targets)
     detection, three = ComputeLoss(head())(p, TARGETS)
-    assert torch.equal(torch.stack((parts.box, parts.obj, parts.cls)), three)
-    assert parts.tasks[0].item() * 2 == pytest.approx(detection.item(), rel=1e-6)
-    assert total.item() == pytest.approx(2 * (0.7 * three.sum() + 3.0 * parts.image).item(), rel=1e-5)
-    assert parts.present == (True, True)
-    assert not any(x.requires_grad for x in (parts.box, parts.obj, parts.cls, parts.image))
-    total.backward()
+    assert criterion.parts == tuple(losses.parts) == ("box", "obj", "cls", "image")
+    assert criterion.tasks == tuple(losses.tasks) == tuple(losses.present) == ("det", "image")
+    assert torch.equal(torch.stack([losses.parts[k] for k in ("box", "obj", "cls")]), three)
+    assert losses.tasks["det"].item() * 2 == pytest.approx(detection.item(), rel=1e-6)
+    assert torch.equal(losses.tasks["image"], losses.parts["image"])
+    assert losses.present == {"det": True, "image": True}
+    assert not any(x.requires_grad for x in losses.parts.values())
+    sum(losses.tasks.values()).backward()
     assert all(x.grad is not None for x in (*p, logits))
 
 
 def test_joint_loss_of_a_detection_model_is_the_detection_loss():
-    total, parts = ComputeJointLoss(head(), Fixed(1))(maps(), TARGETS, torch.zeros(2, 0))
-    assert total.item() == pytest.approx(ComputeLoss(head())(maps(), TARGETS)[0].item())
-    assert len(parts.tasks) == 1 and parts.image == 0
+    losses = ComputeJointLoss(head())(maps(), TARGETS, torch.zeros(2, 0))
+    assert 2 * losses.tasks["det"].item() == pytest.approx(ComputeLoss(head())(maps(), TARGETS)[0].item())
+    assert list(losses.tasks) == ["det"] and list(losses.parts) == ["box", "obj", "cls"]
 
 
 def test_joint_loss_of_a_batch_without_labels():
     p, logits = maps(), LOGITS[:2].clone().requires_grad_()
-    total, parts = ComputeJointLoss(head(), Fixed(2))((p, logits), torch.zeros(0, 6), torch.zeros(2, 3))
-    total.backward()
-    assert parts.present == (False, False)
-    assert parts.image == 0 and parts.box == 0 and parts.obj > 0
+    losses = ComputeJointLoss(head(cls_nc=3))((p, logits), torch.zeros(0, 6), torch.zeros(2, 3))
+    sum(losses.tasks.values()).backward()
+    assert losses.present == {"det": False, "image": False}
+    assert losses.parts["image"] == 0 and losses.parts["box"] == 0 and losses.parts["obj"] > 0
     assert all(torch.isfinite(x.grad).all() for x in (*p, logits))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.yolo import Model
 from utils.training.muon import Muon, orthogonalize
 from utils.training.optim import FINE_TUNING, build_optimizer, choose_optimizer
 
@@ -51,19 +52,22 @@ def test_plain_groups_are_nesterov_sgd():
     assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
 
 
-@pytest.mark.parametrize("tuning", [False, True])
-def test_weights_before_a_norm_and_in_fine_tuning_logits_are_orthogonalised(tuning):
-    layers = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(2, 3)
-    model = nn.Sequential(*layers)
-    optimizer = build_optimizer(model, "Muon", weight_decay=0.1, fine_tuning=tuning)
-    groups = optimizer.param_groups
-    assert [g["orthogonal"] for g in groups] == [False, True, False, False]
-    assert groups[1]["params"] == [model[0].weight, *[model[4].weight] * tuning]
-    assert groups[3]["params"] == [model[2].weight, *[model[4].weight] * (not tuning)]
-    assert [g["weight_decay"] for g in groups] == [0.0, 0.1, 0.0, 0.1]
-    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
-    bare = nn.Sequential(*layers, nn.InstanceNorm2d(4))  # a norm without weights
-    assert len(build_optimizer(bare, "Muon").param_groups[1]["params"]) == 1
+def test_roles_say_which_weights_are_orthogonalised():
+    model = Model("yolov5s_dual.yaml")
+    names = {id(p): name for name, p in model.named_parameters()}
+    roles = {names[id(p)]: group["role"] for group in model.parameter_groups() for p in group["params"]}
+    assert set(roles) == set(names.values())
+    assert roles["model.0.conv.weight"] == "matrix" and roles["model.0.bn.weight"] == "norm"
+    assert roles["model.24.m.0.weight"] == "answer" and roles["model.24.m.0.bias"] == "bias"
+    head = next(name for name in roles if name.endswith("head.logits.weight")).removesuffix(".logits.weight")
+    assert roles[f"{head}.logits.weight"] == "logits" and roles[f"{head}.hidden.weight"] == "matrix"
+    assert {role for name, role in roles.items() if ".spatial." in name or ".mlp." in name} == {"answer", "bias"}
+    for orthogonal in (("matrix",), ("matrix", "logits")):
+        optimizer = build_optimizer(model.parameter_groups(), "Muon", weight_decay=0.1, orthogonal=orthogonal)
+        turned = tuple(g["role"] for g in optimizer.param_groups if g["orthogonal"])
+        assert turned == orthogonal
+        still = [g["role"] for g in optimizer.param_groups if g["weight_decay"] == 0]
+        assert still == ["bias", "norm"]
 
 
 def test_choice_of_optimizer():
@@ -85,13 +89,18 @@ def test_transferred_weights_take_smaller_steps_also_after_resume():
     def network():
         torch.manual_seed(0)
         conv = [nn.Conv2d(4, 4, 3, bias=False) for _ in range(2)]
-        return nn.Sequential(conv[0], nn.BatchNorm2d(4), conv[1], nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+        return nn.Sequential(conv[0], nn.ReLU(), conv[1])
+
+    def groups(model):
+        return [{"params": list(model.parameters()), "role": "matrix", "decay": True}]
 
     model = network()
-    optimizer = build_optimizer(model, "Muon", weight_decay=0.0, transferred=["0.weight", "4.bias"])
+    optimizer = build_optimizer(groups(model), "Muon", weight_decay=0.0, transferred=[model[0].weight])
     taken, new = step(optimizer, model)
     assert taken / new == pytest.approx(FINE_TUNING, rel=0.1)
-    resumed = build_optimizer(model, "Muon", weight_decay=0.0)  # as `--resume` does: nothing is transferred then
+    resumed = build_optimizer(
+        groups(model), "Muon", weight_decay=0.0
+    )  # as `--resume` does: nothing is transferred then
     resumed.load_state_dict(optimizer.state_dict())
     taken, new = step(resumed, model)
     assert taken / new == pytest.approx(FINE_TUNING, rel=0.1)

@@ -12,17 +12,11 @@ from torch import nn
 
 from utils.dataset.config import load_hyp
 from utils.system.paths import ROOT
+from utils.training.average import ModelEMA, ema_constants
 from utils.training.engine import Engine, NonFiniteLoss, rng_state, set_rng_state
-from utils.training.optim import (
-    EarlyStopping,
-    ModelEMA,
-    Schedule,
-    build_optimizer,
-    ema_constants,
-    lr_factor,
-    param_groups,
-    scaled_weight_decay,
-)
+from utils.training.fit import EarlyStopping
+from utils.training.optim import build_optimizer
+from utils.training.schedule import Schedule, lr_factor, scaled_weight_decay
 
 CPU = torch.device("cpu")
 
@@ -35,6 +29,10 @@ def lr_golden(golden) -> dict:
 @pytest.fixture(scope="module")
 def hyp() -> dict:
     return load_hyp(ROOT / "data/hyps/hyp.scratch-low.yaml")
+
+
+def all_of(model: nn.Module) -> list[dict]:
+    return [{"params": list(model.parameters()), "role": "matrix", "decay": True}]
 
 
 def tiny() -> nn.Module:
@@ -61,8 +59,9 @@ def test_schedule_follows_the_reference(lr_golden, hyp, name):
         late = row[0] > scalars["nw"] and row[0] // scalars["nb"] > scalars["nw"] // scalars["nb"]
         # After its warm-up the reference is an epoch late: its scheduler starts counting after the first epoch. Here an
         # epoch has the learning rate that the schedule gives it.
-        lr = schedule.at(row[0] - scalars["nb"] if late else row[0]).lr
-        assert lr == pytest.approx(row[2:5], abs=1e-9)
+        step = schedule.at(row[0] - scalars["nb"] if late else row[0])
+        groups = [{"initial_lr": hyp["lr0"], "role": role} for role in ("bias", "matrix", "norm")]
+        assert [schedule.rate(group, step) for group in groups] == pytest.approx(row[2:5], abs=1e-9)
         assert got.accumulate == row[6]
         if not settings.get("optimizer", "SGD").startswith("Adam"):  # the reference gives Adam no momentum warm-up
             assert got.momentum == pytest.approx(row[5], abs=1e-9)
@@ -75,9 +74,20 @@ def test_warmup_never_takes_more_than_a_quarter_of_the_run(hyp):
 
 
 def test_adam_warms_its_momentum_up(hyp):
-    optimizer = build_optimizer(nn.Linear(2, 2), "AdamW")
+    optimizer = build_optimizer(all_of(nn.Linear(2, 2)), "AdamW")
     Schedule(hyp, 100, 200, 16).apply(optimizer, 0)
-    assert [g["betas"][0] for g in optimizer.param_groups] == [hyp["warmup_momentum"]] * 3
+    assert [g["betas"][0] for g in optimizer.param_groups] == [hyp["warmup_momentum"]]
+
+
+def test_a_group_keeps_its_own_rate(hyp):
+    layers = nn.Linear(2, 2), nn.Linear(2, 2)
+    groups = [all_of(m)[0] | {"rate": rate} for m, rate in zip(layers, (1.0, 0.1), strict=True)]
+    optimizer, schedule = build_optimizer(groups, lr=0.01), Schedule(hyp, 4, 100, 16)
+    for batch in (0, 50, 399):
+        schedule.apply(optimizer, batch)
+        one, tenth = (g["lr"] for g in optimizer.param_groups)
+        assert tenth == pytest.approx(0.1 * one)
+    assert one == pytest.approx(0.01 * (0.25 * (1 - hyp["lrf"]) + hyp["lrf"]))
 
 
 def test_lr_factor(lr_golden):
@@ -99,14 +109,17 @@ def test_param_groups_of_yolov5s(lr_golden):
 
     g = lr_golden["param_groups_yolov5s"]
     model = Model(ROOT / "models/yolov5s.yaml")
-    groups = param_groups(model)
+    bias, matrix, norm, answer = (group["params"] for group in model.parameter_groups())
+    groups = bias, matrix + answer, norm  # YOLOv5's three
     names = {id(p): n for n, p in model.named_parameters()}
     assert [len(x) for x in groups] == g["counts"]
     assert [sum(p.numel() for p in x) for x in groups] == g["numel"]
     assert [[names[id(p)] for p in x[:3]] for x in groups] == g["first3_each"]
     assert [[names[id(p)] for p in x[-2:]] for x in groups] == g["last2_each"]
-    optimizer = build_optimizer(model, weight_decay=5e-4)
-    assert [x["weight_decay"] for x in optimizer.param_groups] == g["weight_decay"]
+    optimizer = build_optimizer(model.parameter_groups(), weight_decay=5e-4)
+    decays = {x["role"]: x["weight_decay"] for x in optimizer.param_groups}
+    assert [decays[role] for role in ("bias", "matrix", "norm")] == g["weight_decay"]
+    assert decays["answer"] == decays["matrix"]
 
 
 def test_ema(lr_golden):
@@ -161,7 +174,7 @@ class Sum:
 def make_engine(hyp, model=None, batches=6, **kwargs) -> Engine:
     model = model or tiny()
     model(torch.zeros(2, 3, 5, 5))
-    optimizer = build_optimizer(model)
+    optimizer = build_optimizer(all_of(model))
     schedule = Schedule(hyp, 4, batches, 16, warmup_batches=0)
     return Engine(model, optimizer, schedule, Sum(), CPU, **kwargs)
 
@@ -229,7 +242,6 @@ def test_non_finite_loss_names_the_batch_and_changes_nothing(hyp, value):
     with pytest.raises(NonFiniteLoss, match="epoch 3 batch 7"):
         engine.end((batch_loss(engine, 0) * value,), 4, last=True, where="epoch 3 batch 7")
     assert all(torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True))
-    assert engine.finite()
 
 
 def test_non_finite_gradient_of_a_finite_loss_stops_before_the_step(hyp):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 import train_joint
+from models.training import resize_batch
 from models.yolo import Model
 from utils.system.paths import ROOT
 from utils.system.yamls import load_yaml, save_yaml
@@ -166,8 +168,8 @@ def test_plain_detection_data(tmp_path):
         train(data, "yolov5n_cls.yaml", tmp_path, epochs=1)
 
 
-@pytest.mark.parametrize("tuning", [False, True])
-def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch, tuning):
+@pytest.mark.parametrize(("tuning", "at"), [(False, 1), (False, 3), (True, 3), (False, 4)])
+def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch, tuning, at):
     options = {"epochs": 3, "noplots": True}
     if tuning:
         train(data, tiny_cfg, tmp_path, epochs=1, name="start", noplots=True, noval=True)
@@ -176,11 +178,11 @@ def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch
     saved = train_joint.save_checkpoint
     calls = []
 
-    def cut(path, state):  # as if the machine had gone down after the second epoch's save
+    def cut(path, state):  # as if the machine had gone down after a save: of the start, the second epoch, the last one
         saved(path, state)
         if path.name == "last.pt":
             calls.append(path)
-            if len(calls) == 2:
+            if len(calls) == at:
                 raise OSError("cut")
 
     monkeypatch.setattr(train_joint, "save_checkpoint", cut)
@@ -210,11 +212,11 @@ def test_bad_loss_stops_the_run_and_names_the_batch(data, tiny_cfg, tmp_path, mo
     calls = []
 
     def broken(self, *args):
-        total, parts = compute(self, *args)
+        losses = compute(self, *args)
         calls.append(1)
         if len(calls) == 2:
-            parts.tasks = (parts.tasks[0] * float("nan"), *parts.tasks[1:])
-        return total, parts
+            losses.tasks["det"] = losses.tasks["det"] * float("nan")
+        return losses
 
     monkeypatch.setattr(train_joint.ComputeJointLoss, "__call__", broken)
     with pytest.raises(train_joint.NonFiniteLoss, match=r"epoch 0 batch 1 with pictures .*\.png"):
@@ -234,7 +236,7 @@ def test_ctrl_c_leaves_a_usable_checkpoint(data, tiny_cfg, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(120) == 130
     checkpoint = load_checkpoint(last)
-    assert checkpoint.train_state is not None and checkpoint.epoch >= 0
+    assert checkpoint.train_state is not None and checkpoint.epoch >= -1
 
 
 def test_transfer_and_freeze(data, tiny_cfg, tmp_path, capsys):
@@ -250,8 +252,8 @@ def test_transfer_and_freeze(data, tiny_cfg, tmp_path, capsys):
 
 def test_multi_scale_is_a_function_of_the_batch_number():
     images = torch.zeros(1, 3, 320, 320)
-    sizes = [train_joint.resize_batch(images, 320, 32, (0, n)).shape[-1] for n in range(40)]
-    assert sizes == [train_joint.resize_batch(images, 320, 32, (0, n)).shape[-1] for n in range(40)]
+    sizes = [resize_batch(images, 320, 32, (0, n)).shape[-1] for n in range(40)]
+    assert sizes == [resize_batch(images, 320, 32, (0, n)).shape[-1] for n in range(40)]
     assert len(set(sizes)) > 5 and min(sizes) >= 160 and max(sizes) <= 480 and all(s % 32 == 0 for s in sizes)
 
 
@@ -302,16 +304,14 @@ def test_evolution_goes_on_from_a_table_of_yolov5(data, tiny_cfg, tmp_path):
 def test_evolution_and_name_cfg_have_yolov5s_folders(data, tiny_cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(train_joint, "ROOT", tmp_path)
     folders = []
-    monkeypatch.setattr(train_joint, "evolve_run", lambda opt, hyp: folders.append(opt.save_dir))
-    monkeypatch.setattr(train_joint, "train", lambda opt, hyp: folders.append(opt.save_dir))
+    for name in ("evolve_run", "train"):
+        monkeypatch.setattr(train_joint, name, lambda opt, hyp: folders.append(train_joint.take_folder(opt)))
     for more in ({"evolve": 1}, {"name": "cfg"}):
         train(data, tiny_cfg, tmp_path / "runs/train", **more)
     assert folders == [tmp_path / "runs/evolve/exp", tmp_path / "runs/train/tiny_cls"]
 
 
-def test_interrupted_before_its_first_checkpoint_a_run_saves_over_an_older_one(
-    data, tiny_cfg, tmp_path, monkeypatch, capsys
-):
+def test_a_run_is_saved_before_its_first_batch_over_an_older_one(data, tiny_cfg, tmp_path, monkeypatch, capsys):
     last = tmp_path / "exp/weights/last.pt"
     last.parent.mkdir(parents=True)
     last.write_bytes(b"of an older run")
@@ -319,14 +319,78 @@ def test_interrupted_before_its_first_checkpoint_a_run_saves_over_an_older_one(
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_joint, "validate", interrupt)
+    monkeypatch.setattr(train_joint, "train_epoch", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(data, tiny_cfg, tmp_path, noplots=True, **{"exist-ok": True})
     checkpoint = load_checkpoint(last)
     assert checkpoint.train_state is not None and checkpoint.epoch == -1
-    said = capsys.readouterr().out
-    assert "last.pt holds the weights of now, which have seen part of this epoch" in said
-    assert f"Continue from its start with: python train_joint.py --resume {last}" in said
+    assert f"Continue from its start with: python train_joint.py --resume {last}" in capsys.readouterr().out
+
+
+def test_resume_auto_goes_on_with_the_unfinished_run_or_starts_one(data, tiny_cfg, tmp_path, monkeypatch):
+    options = {"epochs": 2, "noplots": True, "resume": "auto"}
+    saved, calls = train_joint.save_checkpoint, []
+
+    def cut(path, state):
+        saved(path, state)
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError("cut")
+
+    monkeypatch.setattr(train_joint, "save_checkpoint", cut)
+    with pytest.raises(OSError, match="cut"):
+        train(data, tiny_cfg, tmp_path, **options)
+    train(data, tiny_cfg, tmp_path, **options)
+    assert [r["epoch"] for r in history(tmp_path / "exp")] == [0, 1] and not (tmp_path / "exp2").exists()
+    train(data, tiny_cfg, tmp_path, **options)  # nothing is unfinished now
+    assert [r["epoch"] for r in history(tmp_path / "exp2")] == [0, 1]
+
+
+def test_a_resumed_run_keeps_its_classes_but_its_data_may_have_moved(data, tiny_cfg, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_joint, "train_epoch", interrupt)
+        train(data, tiny_cfg, tmp_path, epochs=1, noplots=True)
+    last, content = tmp_path / "exp/weights/last.pt", load_yaml(data)
+    for change in ({"names": ["disc", "square"]}, {"cls_names": ["striped", "plain"]}, {"nc": 3, "names": list("abc")}):
+        save_yaml(tmp_path / "changed.yaml", content | change)
+        resumed = train_joint.parse_opt(["--resume", str(last), "--data", str(tmp_path / "changed.yaml")])
+        with pytest.raises(ValueError, match=r"changed.yaml: the run to resume began with the classes .*square"):
+            train_joint.main(resumed)
+    shutil.copytree(data.parent, tmp_path / "moved")
+    save_yaml(tmp_path / "moved/data.yaml", content | {"path": str(tmp_path / "moved")})
+    train_joint.main(train_joint.parse_opt(["--resume", str(last), "--data", str(tmp_path / "moved/data.yaml")]))
+    assert load_checkpoint(last).train_state is None and len(history(tmp_path / "exp")) == 1
+
+
+def test_two_runs_of_one_name_have_a_folder_each(data, tiny_cfg, tmp_path, monkeypatch):
+    def second(*_, **__):  # starts while the first has written nothing yet
+        monkeypatch.undo()
+        train(data, tiny_cfg, tmp_path, epochs=1, noplots=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("models.run.build_model", second)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tiny_cfg, tmp_path, epochs=1, noplots=True)
+    assert not (tmp_path / "exp/results.csv").exists() and (tmp_path / "exp2/results.csv").exists()
+
+
+def test_a_full_disk_is_told_in_a_sentence(data, tiny_cfg, tmp_path, monkeypatch):
+    saved = train_joint.save_checkpoint
+
+    def full(path, state):
+        if state["epoch"] >= 0:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+        saved(path, state)
+
+    monkeypatch.setattr(train_joint, "save_checkpoint", full)
+    with pytest.raises(
+        OSError, match=r"epoch 0 could not be saved in .*weights \(.*write failed\); the .*last.pt of before"
+    ):
+        train(data, tiny_cfg, tmp_path, noplots=True)
+    assert load_checkpoint(tmp_path / "exp/weights/last.pt").epoch == -1
 
 
 def test_several_devices_from_python_do_not_start_the_caller_anew(data, tiny_cfg, monkeypatch):

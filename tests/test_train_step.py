@@ -12,7 +12,8 @@ import torch
 from models.yolo import Model
 from utils.balancing import Fixed
 from utils.loss import ComputeJointLoss
-from utils.training.optim import ModelEMA, build_optimizer
+from utils.training.average import ModelEMA
+from utils.training.optim import build_optimizer
 
 
 @torch.no_grad()
@@ -47,19 +48,19 @@ def test_three_steps_follow_the_reference(golden):
     model = Model("yolov5n.yaml", nc=4).train()
     set_weights_by_recipe(model)
     model.hyp = hyp
-    optimizer = build_optimizer(model, "SGD", lr=0.01, momentum=0.937, weight_decay=5e-4)
-    assert [len(g["params"]) for g in optimizer.param_groups] == [60, 60, 57]
+    optimizer = build_optimizer(model.parameter_groups(), "SGD", lr=0.01, momentum=0.937, weight_decay=5e-4)
+    assert [len(g["params"]) for g in optimizer.param_groups] == [60, 57, 57, 3]  # Detect's are the last
     ema = ModelEMA(model)
     balancer = Fixed(1)
-    criterion = ComputeJointLoss(model, balancer)
+    criterion = ComputeJointLoss(model)
     images = torch.from_numpy(np.random.RandomState(104).random_sample(4 * 3 * 128 * 128).astype(np.float32))
     images, targets = images.view(4, 3, 128, 128), torch.tensor(facts["targets"])
 
     for i, step in enumerate(facts["float32"]["steps"]):
-        total, parts = criterion(model(images), targets, None)
-        got = [total.item(), parts.box.item(), parts.obj.item(), parts.cls.item()]
+        losses = criterion(model(images), targets, None)
+        got = [4 * losses.tasks["det"].item(), *(losses.parts[k].item() for k in ("box", "obj", "cls"))]
         np.testing.assert_allclose(got, [step[k] for k in ("total", "lbox", "lobj", "lcls")], rtol=1e-4)
-        balancer.backward(parts.tasks, batch_size=4)
+        balancer.backward([losses.tasks["det"]], batch_size=4)
         if i == 0:
             for name, p in model.named_parameters():
                 want = facts["float32"]["grad_norm_per_param_step0"][name]

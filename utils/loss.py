@@ -6,7 +6,7 @@ pictures, targets, anchors and levels. All return a graph even where nothing is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -224,20 +224,19 @@ def image_loss(
     return (loss * known).sum() / weight.sum().clamp_min(1e-12)
 
 
-@dataclass
-class JointParts:
-    """What `ComputeJointLoss` computed: detached scalars for the log, task losses with a graph for the balancer."""
+@dataclass(frozen=True)
+class Losses:
+    """What a criterion computed of a batch, each loss under its name, as means per picture.
 
-    box: Tensor
-    obj: Tensor
-    cls: Tensor
-    image: Tensor
-    tasks: tuple[Tensor, ...]  # (det, image), or (det,) without the branch: means per picture
-    present: tuple[bool, ...] = field(default=())  # whether the batch has a label of each task
+    Attributes:
+        parts: Detached scalars for the records, gains included.
+        tasks: The scalars with a graph that a balancer weighs against one another.
+        present: Whether the batch has a label of each task.
+    """
 
-    def detached(self) -> Tensor:
-        """box, obj, cls, image as one tensor [4]."""
-        return torch.stack((self.box, self.obj, self.cls, self.image))
+    parts: dict[str, Tensor]
+    tasks: dict[str, Tensor]
+    present: dict[str, bool]
 
 
 def scale_gains(hyp: dict, model: nn.Module, imgsz: int, label_smoothing: float) -> dict:
@@ -252,39 +251,33 @@ def scale_gains(hyp: dict, model: nn.Module, imgsz: int, label_smoothing: float)
 
 
 class ComputeJointLoss:
-    """Both tasks: detection loss and image loss, summed with the balancer's weights.
+    """Both tasks: YOLOv5's detection loss, and the image loss where the model has the branch.
 
     Args:
         model: see `ComputeLoss`; `model.cls_nc` > 0 where it has the image-level branch.
-        balancer: gives `.combine(losses)`, see utils/balancing/gradnorm.py; None adds the losses up.
         hyp: as for `ComputeLoss`, plus `image_label_smoothing`; `model.hyp` if None.
-        autobalance: see `ComputeLoss`.
-        image_class_weights: [cls_nc], optional, see `image_loss`.
+
+    Attributes:
+        parts, tasks: Names of what is recorded (box, obj, cls and, with the branch, image) and of what is balanced
+            (det and, with the branch, image), in that order.
 
     Calling it with the training output (`(maps, logits)`, or the list of maps alone), targets [N,6] and image_targets
-    [B,cls_nc] returns `(total, parts)`: total = B * sum_i w_i L_i, a scalar with a graph, and `JointParts`.
+    [B,cls_nc] returns `Losses`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        balancer=None,
-        hyp: dict | None = None,
-        autobalance: bool = False,
-        image_class_weights: Tensor | None = None,
-    ) -> None:
-        self.detection = ComputeLoss(model, hyp, autobalance)
-        self.balancer = balancer
+    def __init__(self, model: nn.Module, hyp: dict | None = None) -> None:
+        self.detection = ComputeLoss(model, hyp)
         self.label_smoothing = float(self.detection.hyp.get("image_label_smoothing", 0.0))
-        self.image_class_weights = image_class_weights
+        image = ("image",) if getattr(model, "module", model).cls_nc else ()
+        self.parts, self.tasks = ("box", "obj", "cls", *image), ("det", *image)
 
     def __call__(
         self, predictions: list[Tensor] | tuple[list[Tensor], Tensor], targets: Tensor, image_targets: Tensor | None
-    ) -> tuple[Tensor, JointParts]:
+    ) -> Losses:
         maps, logits = predictions if isinstance(predictions, tuple) else (predictions, None)
         box, obj, cls = self.detection.parts(maps, targets)
-        tasks, present = (box + obj + cls,), (targets.shape[0] > 0,)
-        image = box.new_zeros(())
+        parts = {"box": box.detach(), "obj": obj.detach(), "cls": cls.detach()}
+        tasks, present = {"det": box + obj + cls}, {"det": targets.shape[0] > 0}
         if logits is not None:
             if image_targets is None:
                 image_targets = torch.zeros_like(logits, dtype=torch.float32)
@@ -292,9 +285,6 @@ class ComputeJointLoss:
             known = bool((image_targets.sum(1) > 0).any()) if image_targets.device.type == "cpu" else True
             image_targets = image_targets.to(logits.device, non_blocking=True)
             with torch.autocast(logits.device.type, enabled=False):
-                image = image_loss(logits, image_targets, self.label_smoothing, self.image_class_weights)
-            tasks, present = (*tasks, image), (*present, known)
-        combined = sum(tasks) if self.balancer is None else self.balancer.combine(tasks)
-        return combined * maps[0].shape[0], JointParts(
-            box.detach(), obj.detach(), cls.detach(), image.detach(), tasks, present
-        )
+                image = image_loss(logits, image_targets, self.label_smoothing)
+            parts["image"], tasks["image"], present["image"] = image.detach(), image, known
+        return Losses(parts, tasks, present)

@@ -193,7 +193,9 @@ class World:
 
 
 def init_world(device: torch.device) -> World:
-    """Join the process group when started by `torchrun` (NCCL on CUDA, gloo elsewhere)."""
+    """Join the process group when started by `torchrun` (NCCL on CUDA, gloo elsewhere); once, however often asked."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size())
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return World()
     if device.type == "cuda":

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from utils.system.devices import World, autocast
-from utils.training.optim import ModelEMA, Schedule, Step, ema_constants
+from utils.training.average import ModelEMA, ema_constants
+from utils.training.schedule import Schedule, Step
 
 
 class Balancer(Protocol):
@@ -135,10 +136,6 @@ class Engine:
         if self.ema and stepped:
             self.ema.update()
 
-    def finite(self) -> bool:
-        """Whether the model's whole state is finite, batch statistics too (asked before an emergency save)."""
-        return all(bool(torch.isfinite(v).all()) for v in self.model.state_dict().values() if v.is_floating_point())
-
     def state_dict(self) -> dict:
         """Everything besides the model's weights that a resumed run needs, as plain values and tensors."""
         return {
@@ -150,6 +147,13 @@ class Engine:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` returned.
+
+        Raises:
+            ValueError: The state is that of an earlier version, whose optimiser had other groups.
+        """
+        if not all("initial_lr" in group for group in state["optimizer"]["param_groups"]):
+            raise ValueError("the training state is that of an earlier version, which cannot be resumed; use --weights")
         self.optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])

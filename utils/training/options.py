@@ -7,12 +7,27 @@ from collections.abc import Sequence
 
 from utils.system.devices import AMP_CHOICES
 from utils.system.paths import ROOT
+from utils.system.voice import say
 from utils.training.optim import OPTIMIZERS
 
 # YOLOv5's, without effect here
 CLOUD = {"bucket": "", "entity": None, "upload_dataset": False, "bbox_interval": -1, "artifact_alias": "latest"}
 
 RENAMED = {"--notest": "--noval", "--cache-images": "--cache", "--save_period": "--save-period"}  # since v5.0
+
+
+class Options(argparse.Namespace):
+    """A parsed command line that nothing changes any more: what its options came to stands beside it, not in it."""
+
+    def __init__(self, **options) -> None:
+        vars(self).update(options)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"options are parsed once: {name} cannot become {value!r} now")
+
+    def but(self, **changed) -> Options:
+        """These options with others in the place of some."""
+        return Options(**vars(self) | changed)
 
 
 def todays_names(args: Sequence[str]) -> list[str]:
@@ -36,7 +51,14 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=16, help="pictures a step over all devices; -1: what one GPU's memory holds")
     add("--imgsz", "--img", "--img-size", type=int, default=640, help="side of the training pictures in pixels")
     add("--rect", action="store_true", help="rectangular batches: pictures of one aspect ratio together")
-    add("--resume", nargs="?", const=True, default=False, help="continue the latest run, or the given last.pt")
+    add(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        help="continue the latest run, the given last.pt, or, with the word auto, the latest unfinished run in "
+        "--project/--name where there is one (else a new one starts): for jobs that a cluster starts again",
+    )
     add("--nosave", action="store_true", help="write checkpoints only after the last epoch")
     add("--noval", action="store_true", help="validate only after the last epoch")
     add("--noautoanchor", action="store_true", help="do not check the anchors against the labels")
@@ -84,8 +106,8 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def follow_old_flags(opt: argparse.Namespace) -> None:
-    """Does what flags of earlier releases of YOLOv5 ask for, and says so.
+def follow_old_flags(opt: Options) -> Options:
+    """The options with what flags of earlier releases of YOLOv5 ask for, and a word on each.
 
     Raises:
         ValueError: One contradicts a flag that took its place.
@@ -95,9 +117,10 @@ def follow_old_flags(opt: argparse.Namespace) -> None:
     if opt.linear_lr and opt.cos_lr:
         raise ValueError("--linear-lr contradicts --cos-lr: leave one of them out")
     if opt.adam:
-        print("--adam: taken as --optimizer Adam, which it is called since YOLOv5 v6.1")
-        opt.optimizer = "Adam"
+        say("--adam: taken as --optimizer Adam, which it is called since YOLOv5 v6.1")
+        opt = opt.but(optimizer="Adam")
     if opt.linear_lr:
-        print("--linear-lr: without effect, the schedule is linear where --cos-lr is not given")
+        say("--linear-lr: without effect, the schedule is linear where --cos-lr is not given")
     if cloud := [f"--{name}" for name, default in CLOUD.items() if getattr(opt, name) != default]:
-        print(f"{', '.join(cloud)}: without effect, since nothing is sent to a cloud service")
+        say(f"{', '.join(cloud)}: without effect, since nothing is sent to a cloud service")
+    return opt

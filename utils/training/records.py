@@ -16,45 +16,6 @@ import numpy as np
 
 from utils.system.files import whole_file
 
-# Column of results.csv (YOLOv5's names) -> where its value stands in an epoch record.
-DETECTION_COLUMNS = {
-    "epoch": ("epoch",),
-    "train/box_loss": ("train", "box"),
-    "train/obj_loss": ("train", "obj"),
-    "train/cls_loss": ("train", "cls"),
-    "metrics/precision": ("metrics", "precision"),
-    "metrics/recall": ("metrics", "recall"),
-    "metrics/mAP_0.5": ("metrics", "map50"),
-    "metrics/mAP_0.5:0.95": ("metrics", "map50_95"),
-    "val/box_loss": ("val", "box"),
-    "val/obj_loss": ("val", "obj"),
-    "val/cls_loss": ("val", "cls"),
-    "x/lr0": ("lr", 0),
-    "x/lr1": ("lr", 1),
-    "x/lr2": ("lr", 2),
-}
-JOINT_COLUMNS = {
-    "train/image_loss": ("train", "image"),
-    "val/image_loss": ("val", "image"),
-    "metrics/image_accuracy": ("metrics", "image_accuracy"),
-    "metrics/image_balanced_accuracy": ("metrics", "image_balanced_accuracy"),
-    "metrics/image_macro_f1": ("metrics", "image_macro_f1"),
-    "weights/det": ("task_weights", "det"),
-    "weights/image": ("task_weights", "image"),
-}
-# What only TensorBoard and the history get.
-EXTRA_SCALARS = {
-    "metrics/f1": ("metrics", "f1"),
-    "metrics/fitness": ("metrics", "fitness"),
-    "grad_norms/det": ("grad_norms", "det"),
-    "grad_norms/image": ("grad_norms", "image"),
-    "interference/cosine": ("grad_cosine",),
-    "interference/conflict_share": ("conflict_share",),
-    "speed/images_per_s": ("images_per_s",),
-    "speed/epoch_seconds": ("seconds",),
-    "memory/peak_gb": ("peak_memory_gb",),
-}
-
 
 def plain(value: Any) -> Any:
     """`value` as plain JSON data: tensors and arrays become numbers and lists, NaN and infinities become None.
@@ -95,31 +56,36 @@ def _lookup(record: Mapping, path: tuple) -> float | None:
 class RunLogger:
     """Writes the records of a run, one per epoch, into its folder.
 
-    * `results.csv`: YOLOv5's columns; joint runs append those of the image task. What was not measured stays empty.
+    * `results.csv`: the columns that it is told. What was not measured stays empty.
     * `training_history.json`: {"epochs": [record, ...]}, the whole records.
     * TensorBoard events of the same numbers, where the package is installed (one line says so where it is not).
 
-    A record has the keys "epoch", "train", "val", "task_weights", "grad_norms", "grad_cosine", "conflict_share",
-    "grad_measured" and "grad_skipped" (numbers of steps), "metrics", "lr", "seconds", "images_per_s" and
-    "peak_memory_gb"; any but "epoch" may be missing or None. Numbers may be tensors; what is not finite becomes null.
+    A record is a dict with the key "epoch"; what a column looks for in it may be missing or None. Numbers may be
+    tensors; what is not finite becomes null.
     Both files are written anew and atomically at every epoch; those of an earlier run in the same folder are replaced,
     unless `resume` was called first.
 
     Args:
         save_dir: folder of the run, made if needed.
-        joint: whether the run has an image task.
+        columns: column of results.csv -> where an epoch's record has its value, a path of keys; the first is "epoch".
+        scalars: the same for what only TensorBoard gets.
         tensorboard: write TensorBoard events.
 
     Attributes:
         history: the records so far, as plain Python data.
     """
 
-    def __init__(self, save_dir: str | Path, joint: bool, tensorboard: bool = True):
-        self.save_dir, self.joint = Path(save_dir), bool(joint)
+    def __init__(
+        self,
+        save_dir: str | Path,
+        columns: Mapping[str, tuple],
+        scalars: Mapping[str, tuple] | None = None,
+        tensorboard: bool = True,
+    ):
+        self.save_dir, self.columns, self.scalars = Path(save_dir), dict(columns), dict(scalars or {})
         self.save_dir.mkdir(parents=True, exist_ok=True)
         self.csv_file = self.save_dir / "results.csv"
         self.history_file = self.save_dir / "training_history.json"
-        self.columns = DETECTION_COLUMNS | (JOINT_COLUMNS if joint else {})
         self.history: list[dict] = []
         self._rows: list[list[str]] = []  # of results.csv
         self._tensorboard, self._writer, self._first_epoch = bool(tensorboard), None, 0
@@ -172,7 +138,7 @@ class RunLogger:
 
         writer = self._events()
         if writer:
-            for tag, path in (self.columns | EXTRA_SCALARS).items():
+            for tag, path in (self.columns | self.scalars).items():
                 value = _lookup(record, path)
                 if value is not None and tag != "epoch":
                     writer.add_scalar(tag, value, number)
