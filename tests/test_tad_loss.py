@@ -14,7 +14,7 @@ from tad.loss import assign, diou, focal, window_losses
 from tad.schedule import WarmupCosine, learning_rate
 from tad.segments import decode, points
 from tad.weights import to_public
-from utils.training.optim import ModelEMA
+from utils.training.average import ModelEMA
 
 CASES = figures("assign_loss")["cases"]
 
