@@ -21,7 +21,7 @@ from torch import nn
 
 import val_joint
 from models.run import Run, build_engine, build_loaders, load_resumed, start, take_folder
-from models.training import epoch_record, more_scalars, table_columns, train_epoch
+from models.training import epoch_record, more_scalars, table_columns, trace_columns, train_epoch
 from models.yolo import Model
 from utils.autoanchor import autoanchor
 from utils.balancing import add_balancer_arguments
@@ -68,7 +68,9 @@ def train(opt: Options, hyp: dict, resumed: Checkpoint | None = None) -> dict:
     net = model
     if run.world.distributed:
         ids = [run.device.index] if run.device.type == "cuda" else None
-        net = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        # A task that is switched off sends no gradient to its layers, which the wrapper would wait for.
+        off = not engine.balancer.weights.all()
+        net = nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=off)
     logger = open_records(run, criterion, model, train_index, first_epoch if resumed else None) if main else None
     say(*summary(run, engine, loader, first_epoch))
     whole_from = opt.epochs - min(opt.close_mosaic, opt.epochs // 2)
@@ -111,7 +113,7 @@ def open_records(run: Run, criterion: ComputeJointLoss, model: Model, index: Dat
     """The run's logger, with what is known before the first epoch written."""
     save_yaml(run.save_dir / "opt.yaml", run.settings())
     save_yaml(run.save_dir / "hyp.yaml", run.hyp)
-    logger = RunLogger(run.save_dir, table_columns(criterion), more_scalars(criterion))
+    logger = RunLogger(run.save_dir, table_columns(criterion), more_scalars(criterion), trace_columns(criterion.tasks))
     if resumed is not None:
         logger.resume(resumed)
     elif not run.opt.noplots:
@@ -185,7 +187,8 @@ def finish(run: Run, logger: RunLogger) -> dict:
     if not opt.noplots:
         plot_results(run.save_dir / "results.csv")
         if any(len(record["task_weights"]) > 1 for record in logger.history):
-            plot_task_weights(logger.history, run.save_dir / "task_weights.png")
+            trace = logger.trace.file if logger.trace.file.exists() else None
+            plot_task_weights(logger.history, run.save_dir / "task_weights.png", trace)
         for picture in sorted(run.save_dir.glob("*.png")) + sorted(run.save_dir.glob("*.jpg")):
             logger.image(picture.stem, picture)
     logger.close()

@@ -108,6 +108,7 @@ def test_joint_run_leaves_everything_a_user_expects(data, tiny_cfg, tmp_path):
         "val_batch0_pred.jpg",
         "results.png",
         "task_weights.png",
+        "balancer_trace.csv",
         "confusion_matrix.png",
         "image_confusion_matrix.png",
         "PR_curve.png",
@@ -194,6 +195,8 @@ def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch
     assert [r["epoch"] for r in resumed] == [0, 1, 2]
     for a, b in zip(uncut, resumed, strict=True):
         assert a["train"] == b["train"] and a["task_weights"] == b["task_weights"] and a["metrics"] == b["metrics"]
+    a, b = ((tmp_path / n / "balancer_trace.csv").read_text().splitlines() for n in ("uncut", "cut"))
+    assert a == b and len(a) == 1 + 9  # of nine optimiser steps
     a, b = (load_checkpoint(tmp_path / n / "weights/last.pt").state_dict for n in ("uncut", "cut"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     with pytest.raises(ValueError, match="finished"):
@@ -405,8 +408,10 @@ def test_several_devices_from_python_do_not_start_the_caller_anew(data, tiny_cfg
     assert started == [2]
 
 
-def test_two_processes_train_as_one(data, tiny_cfg, tmp_path):
-    args = arguments(data, tiny_cfg, tmp_path, epochs=1, noplots=True)
+@pytest.mark.parametrize("off", [False, True])
+def test_two_processes_train_as_one(data, tiny_cfg, tmp_path, off):
+    options = {"balancer": "fixed", "task-weights": [0, 1]} if off else {}  # then the detector's layers get no gradient
+    args = arguments(data, tiny_cfg, tmp_path, epochs=1, noplots=True, **options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run([*command, str(ROOT / "train_joint.py"), *args], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
