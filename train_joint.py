@@ -29,7 +29,8 @@ from utils.dataset.config import load_hyp
 from utils.dataset.samplers import image_weights
 from utils.dataset.scan import DatasetIndex
 from utils.loss import ComputeJointLoss, scale_gains
-from utils.results.curves import plot_labels, plot_results, plot_task_weights
+from utils.results.balance import plot_task_weights
+from utils.results.curves import plot_labels, plot_results
 from utils.system.arguments import parse_words
 from utils.system.devices import broadcast_object, device_ids, init_world, select_device
 from utils.system.paths import ROOT, find_file
