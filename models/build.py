@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -55,6 +56,12 @@ def build_model(
         )
     if data.cls_nc and not model.cls_nc:
         say(f"Note: {data.source} has image labels, but the model has no image branch (use a *_cls.yaml): unused")
+    if opt.image_gradient is not None:
+        if not hasattr(model.image_head, "gradient"):
+            raise ValueError("--image-gradient: the model has no image branch that reads the detector's maps")
+        if not 0 <= opt.image_gradient < math.inf:
+            raise ValueError(f"--image-gradient {opt.image_gradient}: a number from 0 on is needed")
+        model.image_head.gradient = opt.image_gradient
     model.names, model.cls_names = data.names, data.cls_names if model.cls_nc else {}
     freeze = opt.freeze if len(opt.freeze) > 1 else range(opt.freeze[0])
     for name, p in model.named_parameters():

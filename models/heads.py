@@ -133,10 +133,20 @@ class ImageHead(nn.Module):
         cls_nc: Number of image classes.
         hidden: Width of the hidden layer.
         dropout: Share of hidden units left out in training.
+        gradient: Factor of the gradient that the branch sends back into the maps. At 0 it reads them and leaves the
+            detector as it would be alone.
+
+    Raises:
+        ValueError: The factor is negative or no number.
     """
 
-    def __init__(self, channels: Sequence[int], cls_nc: int, hidden: int = 64, dropout: float = 0.2):
+    def __init__(
+        self, channels: Sequence[int], cls_nc: int, hidden: int = 64, dropout: float = 0.2, gradient: float = 1.0
+    ):
         super().__init__()
+        if not 0 <= gradient < math.inf:
+            raise ValueError(f"the factor of the image branch's gradient is {gradient}, but must be a number from 0 on")
+        self.gradient = gradient
         self.cls_nc, self.channels = cls_nc, list(channels)
         self.hidden = nn.Linear(2 * sum(channels), hidden, bias=False)  # the norm that follows has one
         self.norm = nn.LayerNorm(hidden)
@@ -147,6 +157,8 @@ class ImageHead(nn.Module):
     def forward(self, x: list[Tensor] | Tensor) -> Tensor:
         """Maps [B, c_i, H_i, W_i] of any size -> logits [B, cls_nc], float32."""
         maps = [x] if isinstance(x, Tensor) else x
+        if self.training and self.gradient != 1:
+            maps = [m.detach() + self.gradient * (m - m.detach()) if self.gradient else m.detach() for m in maps]
         pooled = [v for m in maps for v in (m.mean((2, 3)), m.amax((2, 3)))]
         widths = [c for c in self.channels for _ in range(2)]  # fixed numbers, which a traced graph needs
         pooled = torch.cat([F.layer_norm(v.float(), (c,)) for v, c in zip(pooled, widths, strict=True)], 1)

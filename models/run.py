@@ -164,10 +164,10 @@ def build_loaders(run: Run, model: Model) -> tuple:
                 f"{len(leaks)} groups ({some}) are in train and in val, so the metrics flatter the model; "
                 "check_data.py --folds or --split keeps them apart"
             )
-    batch_size, stride = run.batch_size // run.world.size, model.multiple
+    world, batch_size, stride = run.world, run.batch_size // run.world.size, model.multiple
     loader, _ = create_dataloader(
         train_index, run.imgsz, batch_size, hyp=run.hyp, stride=stride, augment=True, rect=run.rect, cache=opt.cache,
-        cls_nc=model.cls_nc, workers=opt.workers, rank=run.world.rank, world_size=run.world.size, shuffle=not run.rect,
+        cls_nc=run.data.cls_nc, workers=opt.workers, rank=world.rank, world_size=world.size, shuffle=not run.rect,
         seed=opt.seed, quad=opt.quad, weighted=opt.image_weights, nc=run.data.nc, prefix="train",
     )  # fmt: skip
     if val_index is None:
@@ -196,7 +196,15 @@ def build_engine(run: Run, model: Model, batches: int, transferred: Sequence[str
     schedule = Schedule(hyp, opt.epochs, batches, run.batch_size, opt.cos_lr, nbs)
     tasks = 2 if model.cls_nc else 1
     balancer = build_balancer_from_args(opt, tasks, model.shared_parameters(), list(model.parameters()))
-    return Engine(model, optimizer, schedule, balancer, run.device, run.precision, run.world.is_main, world=run.world)
+    # What only a task that is switched off reaches stays as it is, its batch statistics too.
+    tasks_on = [part for part, w in zip(model.task_parameters(), balancer.weights.tolist(), strict=True) if w]
+    trained = {id(p) for part in tasks_on for p in part}
+    for p in model.parameters():
+        p.requires_grad_(p.requires_grad and id(p) in trained)
+    return Engine(
+        model, optimizer, schedule, balancer, run.device, run.precision, run.world.is_main, world=run.world,
+        parts=model.independent_parts(),
+    )  # fmt: skip
 
 
 def load_resumed(opt: Options, defaults: dict, world: World) -> tuple[Checkpoint | None, Options]:

@@ -191,10 +191,29 @@ class DetectionModel(nn.Module):
         """The last weights that both tasks share: of each map that the branch reads, the convolution that makes it.
 
         Balancers measure the tasks' gradients there. Frozen weights are left out; without a branch, or with one that
-        has a backbone of its own, there are none.
+        has a backbone of its own or sends no gradient back, there are none.
         """
+        if self.detached:
+            return []
         parameters = (self.get_parameter(name) for name in self._shared)
         return [p for p in parameters if p.requires_grad]
+
+    @property
+    def detached(self) -> bool:
+        """Whether the image branch reads the detector's maps without sending a gradient back."""
+        return getattr(self.image_head, "gradient", 1) == 0
+
+    def task_parameters(self) -> list[list[nn.Parameter]]:
+        """Parameters that the loss of each task reaches: the boxes', and with a branch the image's."""
+        heads = [i for i in (self._detect, self._image_head) if i is not None]
+        layers = [{i} if i == self._image_head and self.detached else self._ancestors(i) | {i} for i in heads]
+        return [[p for m in self.model if m.i in chosen for p in m.parameters()] for chosen in layers]
+
+    def independent_parts(self) -> list[list[nn.Parameter]]:
+        """The parameters of each task where no loss reaches those of the other, else all of them as one part."""
+        tasks = self.task_parameters()
+        apart = len({id(p) for part in tasks for p in part}) == sum(map(len, tasks))
+        return tasks if apart else [list(self.parameters())]
 
     def fuse(self) -> Model:
         """Folds every batch norm that follows a convolution into it, for inference. In place."""
@@ -322,25 +341,26 @@ class DetectionModel(nn.Module):
                 hook.remove()
         return [side / m.shape[2] for m in maps], last_conv
 
+    def _reads(self, i: int) -> list[int]:
+        """Layers that layer i reads."""
+        return [i - 1 if s == PREVIOUS else s for s in self.model[i].sources if s != IMAGE and (i or s != PREVIOUS)]
+
+    def _ancestors(self, i: int) -> set[int]:
+        """Layers that layer i depends on."""
+        found, todo = set(), self._reads(i)
+        while todo:
+            j = todo.pop()
+            if j not in found:
+                found.add(j)
+                todo += self._reads(j)
+        return found
+
     def _shared_convs(self, last_conv: Mapping[int, str]) -> list[str]:
         """Names of `shared_parameters`: back from the branch to the first convolutions that Detect depends on too."""
-
-        def reads(i: int) -> list[int]:
-            return [i - 1 if s == PREVIOUS else s for s in self.model[i].sources if s != IMAGE and (i or s != PREVIOUS)]
-
-        def ancestors(i: int) -> set[int]:
-            found, todo = set(), reads(i)
-            while todo:
-                j = todo.pop()
-                if j not in found:
-                    found.add(j)
-                    todo += reads(j)
-            return found
-
         if self._image_head is None:
             return []
-        of_detect = ancestors(self._detect)
-        shared, seen, todo = set(), set(), reads(self._image_head)
+        of_detect = self._ancestors(self._detect)
+        shared, seen, todo = set(), set(), self._reads(self._image_head)
         while todo:
             i = todo.pop()
             if i in seen:
@@ -349,7 +369,7 @@ class DetectionModel(nn.Module):
             if i in of_detect and i in last_conv:
                 shared.add(i)
             else:
-                todo += reads(i)
+                todo += self._reads(i)
         return [f"{last_conv[i]}.weight" for i in sorted(shared)]
 
 

@@ -250,7 +250,9 @@ def test_transfer_to_a_joint_model_lists_every_tensor(tmp_path):
     cfg = load_yaml(ROOT / "models" / "yolov5n_cls.yaml") | {"width_multiple": 0.1}
     save_yaml(tmp_path / "tiny_cls.yaml", cfg)
     data = {"path": str(tmp_path), "train": "x", "val": "x", "names": ["a", "b"], "cls_names": ["u", "v"]}
-    opt = argparse.Namespace(weights=str(weights), cfg=str(tmp_path / "tiny_cls.yaml"), freeze=[10])
+    opt = argparse.Namespace(
+        weights=str(weights), cfg=str(tmp_path / "tiny_cls.yaml"), freeze=[10], image_gradient=None
+    )
     said = []
     report = tmp_path / "run" / "transfer.txt"
     model, taken = build_model(opt, load_data_config(data), {}, say=said.append, report=report)

@@ -78,7 +78,7 @@ def test_weights_asked_for_by_name_are_fetched_once(release, tmp_path, capsys):
 
 
 def test_every_way_in_fetches(release, tmp_path):
-    opt = argparse.Namespace(weights="yolov5n.pt", cfg="", freeze=[0])
+    opt = argparse.Namespace(weights="yolov5n.pt", cfg="", freeze=[0], image_gradient=None)
     data = DataConfig(None, tmp_path, [], [], [], 3, {i: str(i) for i in range(3)})
     assert build_model(opt, data, {}, say=lambda _: None)[0].nc == 3
     model = hubconf.yolov5n(pretrained=True, classes=5, device="cpu")  # a download, then other classes
@@ -170,7 +170,7 @@ def test_yamls_by_address(release, tmp_path):
     assert data.nc == 80 and data.yaml_file == tmp_path / "work" / "coco128.yaml"
     assert load_hyp(f"{folder}/hyp.no-augmentation.yaml")["mosaic"] == 0
     assert Model(f"{folder}/yolov5n.yaml", nc=2).nc == 2
-    opt = argparse.Namespace(weights="", cfg=f"{folder}/yolov5n.yaml", freeze=[0])
+    opt = argparse.Namespace(weights="", cfg=f"{folder}/yolov5n.yaml", freeze=[0], image_gradient=None)
     assert build_model(opt, data, {}, say=lambda _: None)[0].nc == 80
     assert len(release.asked) == 3
 

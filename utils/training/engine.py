@@ -49,6 +49,8 @@ class Engine:
         amp_dtype: Autocast type; None is float32. float16 brings a gradient scaler.
         ema: Keep a weight average (rank 0 only needs it).
         max_norm: Gradients are clipped to this norm.
+        parts: Parameters that no common gradient reaches, each part clipped by its own norm, so that one cannot
+            shorten the steps of another; None: all are one part.
     """
 
     def __init__(
@@ -62,13 +64,15 @@ class Engine:
         ema: bool = True,
         max_norm: float = 10.0,
         world: World | None = None,
+        parts: Sequence[Sequence[nn.Parameter]] | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule, self.balancer = model, optimizer, schedule, balancer
         self.device, self.amp_dtype, self.max_norm = device, amp_dtype, max_norm
         self.world = world or World()
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
         self.ema = ModelEMA(model, *ema_constants(schedule.steps)) if ema else None
-        self._params = [p for p in model.parameters() if p.requires_grad]
+        parts = [list(model.parameters())] if parts is None else parts
+        self._parts = [trained for part in parts if (trained := [p for p in part if p.requires_grad])]
         self._pending = 0  # batches whose gradients wait for a step
         self._plan: Step | None = None
         optimizer.zero_grad(set_to_none=True)
@@ -123,7 +127,8 @@ class Engine:
     def _step(self, where: str) -> None:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._params, self.max_norm, foreach=True)
+        norms = [nn.utils.clip_grad_norm_(part, self.max_norm, foreach=True) for part in self._parts]
+        norm = torch.stack([n.to(self.device) for n in norms]).norm()
         if not self.scaler.is_enabled() and not torch.isfinite(norm):  # the same on every rank: gradients are shared
             raise NonFiniteLoss(f"a gradient is not finite (norm {float(norm):.4g}) in {where}")
         scale = self.scaler.get_scale()

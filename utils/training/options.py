@@ -99,6 +99,13 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     add("--strict", action="store_true", help="stop if any picture or label row had to be left out")
     add("--fitness-weight", type=float, default=0.5, help="share of the image accuracy in the fitness of a joint model")
     add("--close-mosaic", type=int, default=10, help="train the last N epochs without mosaic")
+    add(
+        "--image-gradient",
+        type=float,
+        metavar="F",
+        help="factor of the gradient that the image branch sends into the detector; 0: none, which leaves the detector "
+        "as it would be alone (default: the model yaml's, else 1)",
+    )
     add("--nbs", type=int, default=0, help="accumulate gradients to about so many pictures; 0: 64, one batch with Muon")
     add("--amp", choices=AMP_CHOICES, default="auto", help="auto: float16 on CUDA, bfloat16 on processors that have it")
     add("--memory-format", choices=["auto", "channels_last", "contiguous"], default="auto")
