@@ -1,0 +1,182 @@
+"""Frames of a video by their number, exactly, without decoding more of it than needed.
+
+Frame i is the i-th in order of presentation. All packets are listed once (which decodes nothing), so the time of every
+frame is known: also with B-frames, whose order in the file is another, and with a frame rate that varies. A frame is
+then decoded from the key frame before it and recognised by its time.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from utils.system.packages import need
+
+SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts")
+UNEVEN = 1.5  # frames that one may be away from an even rate before the rate counts as varying
+
+
+class VideoFile:
+    """An open video.
+
+    Args:
+        path: The file.
+        threads: Threads that decode; 0: as many as there are cores.
+
+    Attributes:
+        frames: Number of frames that the file holds.
+        declared: Number that its header promises, 0 where it does not say.
+        width, height: Of a picture.
+        times: Seconds from the first frame to each [frames].
+        duration: Seconds from the first frame to the end of the last.
+
+    Raises:
+        FileNotFoundError, ValueError: It is not there, no video, or holds no frame.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
+        self.path, self.threads = Path(path), threads
+        self._open()
+        index = _index(str(self.path), self.path.stat().st_mtime_ns)
+        self.declared = self._stream.frames or 0
+        self.width, self.height = self._stream.codec_context.width, self._stream.codec_context.height
+        self._pts, self._keys = index
+        self.frames = len(self._pts)
+        if not self.frames or not self.width:
+            self.close()
+            raise ValueError(f"{self.path}: holds no video frame that can be read")
+        base = self._stream.time_base or Fraction(1, 1000)
+        self.times = (self._pts - self._pts[0]) * float(base)
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        last = float(np.median(np.diff(self.times))) if self.frames > 1 else 1 / float(rate or 25)
+        self.duration = float(self.times[-1]) + last
+        self._decoder: Iterator | None = None
+        self._next = np.iinfo(np.int64).max  # time of the frame that the decoder gives next, at least
+
+    @property
+    def fps(self) -> float:
+        return self.frames / self.duration
+
+    @property
+    def even(self) -> bool:
+        """Whether the frame rate is constant, to within a frame and a half."""
+        return bool(np.abs(self.times * self.fps - np.arange(self.frames)).max() <= UNEVEN)
+
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._decoder = None
+        self._container.close()
+
+    def read(
+        self, numbers: Sequence[int], change: Callable[[np.ndarray], np.ndarray] = lambda picture: picture
+    ) -> np.ndarray:
+        """Frames by number, in that order and as often as they are named: uint8 RGB [N, H, W, 3].
+
+        Args:
+            change: Done to each picture as it comes, so that a clip is never in memory at its full size.
+
+        Raises:
+            ValueError: A frame cannot be decoded; the message names it.
+        """
+        found: dict[int, np.ndarray] = {}
+        for number in sorted(set(map(int, numbers))):
+            found[number] = change(self._frame(number))
+        return np.stack([found[int(number)] for number in numbers])
+
+    def _open(self) -> None:
+        av = need("av", "Reading videos")
+        if not self.path.is_file():
+            raise FileNotFoundError(f"video {self.path} is not there")
+        try:
+            self._container = av.open(str(self.path), metadata_errors="ignore")
+        except (av.FFmpegError, OSError, ValueError) as e:
+            raise ValueError(f"{self.path}: no video that can be read, or a damaged one ({_reason(e)})") from None
+        if not self._container.streams.video:
+            self._container.close()
+            raise ValueError(f"{self.path}: holds no video")
+        self._stream = self._container.streams.video[0]
+        self._stream.codec_context.thread_count = self.threads
+        self._stream.thread_type = "AUTO" if self.threads != 1 else "SLICE"
+
+    def _frame(self, number: int) -> np.ndarray:
+        if not 0 <= number < self.frames:
+            raise ValueError(f"{self.path}: has no frame {number}, only {self.frames}")
+        wanted = int(self._pts[number])
+        key = int(self._keys[np.searchsorted(self._keys, wanted, side="right") - 1])
+        if self._decoder is None or wanted < self._next or key > self._next:
+            self._seek(key)
+        frame = self._until(wanted)
+        if frame is None:  # a container that seeks past what it was asked for: once more from the start
+            self._restart()
+            frame = self._until(wanted)
+        if frame is None:
+            raise ValueError(f"{self.path}: frame {number} of {self.frames} cannot be decoded; is the file damaged?")
+        return frame.to_ndarray(format="rgb24")
+
+    def _seek(self, pts: int) -> None:
+        av = need("av", "Reading videos")
+        try:
+            self._container.seek(pts, stream=self._stream, backward=True)
+        except (av.FFmpegError, OSError):
+            self._restart()
+            return
+        self._decoder, self._next = self._container.decode(self._stream), np.iinfo(np.int64).min
+
+    def _restart(self) -> None:
+        self.close()
+        self._open()
+        self._decoder, self._next = self._container.decode(self._stream), np.iinfo(np.int64).min
+
+    def _until(self, wanted: int):
+        """Decode up to the frame of that time; None where the decoder is past it, or at the file's end."""
+        av = need("av", "Reading videos")
+        while self._decoder is not None:
+            try:
+                frame = next(self._decoder)
+            except (StopIteration, av.EOFError):
+                self._decoder = None
+                return None
+            except av.FFmpegError:
+                continue  # a damaged packet: the frames after it may be whole
+            if frame.pts is None:
+                continue
+            self._next = frame.pts + 1
+            if frame.pts == wanted:
+                return frame
+            if frame.pts > wanted:
+                return None
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _index(path: str, _changed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Times of all frames in order of presentation, and of the key frames, in units of the stream."""
+    av = need("av", "Reading videos")
+    times, keys = [], []
+    with av.open(path, metadata_errors="ignore") as container:
+        stream = container.streams.video[0]
+        try:
+            for packet in container.demux(stream):
+                if packet.pts is None or packet.is_discard or not packet.size:
+                    continue  # the end, or frames that the file's edit list leaves out
+                times.append(packet.pts)
+                if packet.is_keyframe:
+                    keys.append(packet.pts)
+        except av.FFmpegError:
+            pass  # cut short: what came before it can be read
+    times = sorted(set(times))
+    return np.array(times, np.int64), np.array(sorted({*times[:1], *keys}), np.int64)
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(text).split())
