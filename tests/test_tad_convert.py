@@ -1,0 +1,130 @@
+"""Events of other programs, made into annotations."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from data.echo_clips import write_video
+from tad.annotations import read_annotations
+from tad.convert import assign_subsets, convert, main, rows_of, video_name
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for name in ("p1_a", "p1_b", "p2_a"):
+        write_video(folder / f"{name}.mp4", [np.zeros((32, 32, 3), np.uint8)] * 50)
+    return folder
+
+
+EVENTS = [("p1_a", 0.4, 1.2, "MR"), ("p1_a", 1.4, 1.8, "AR"), ("p2_a", 0.0, 0.4, "MR")]
+CSV = "video,start,end,label\np1_a.mp4,0.4,1.2,MR\np1_a,1.4,1.8,AR\nfolder/p2_a.mp4,0,0.4,MR\n"
+LABEL_STUDIO = [
+    {
+        "data": {"video": "/data/upload/1/0123abcd-p1_a.mp4"},
+        "annotations": [
+            {"result": []},  # an earlier one; the last counts
+            {
+                "result": [
+                    {"value": {"ranges": [{"start": 11, "end": 30}], "timelinelabels": ["MR"]}},
+                    {"value": {"start": 1.4, "end": 1.8, "labels": ["AR"]}},
+                ]
+            },
+        ],
+    },
+    {
+        "data": {"video_url": "https://host/p2_a.mp4?x=1"},
+        "annotations": [{"result": [{"value": {"start": 0, "end": 0.4, "labels": ["MR"]}}]}],
+    },
+]
+ELAN = """<ANNOTATION_DOCUMENT><HEADER><MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/x/{video}.mp4"/></HEADER>
+<TIME_ORDER>{slots}</TIME_ORDER><TIER TIER_ID="a">{annotations}</TIER></ANNOTATION_DOCUMENT>"""
+
+
+def elan(video: str) -> str:
+    slots, annotations = "", ""
+    for i, (_, start, end, label) in enumerate(e for e in EVENTS if e[0] == video):
+        slots += f'<TIME_SLOT TIME_SLOT_ID="s{i}" TIME_VALUE="{round(start * 1000)}"/>'
+        slots += f'<TIME_SLOT TIME_SLOT_ID="e{i}" TIME_VALUE="{round(end * 1000)}"/>'
+        annotations += (
+            f'<ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="a{i}" TIME_SLOT_REF1="s{i}" TIME_SLOT_REF2="e{i}">'
+            f"<ANNOTATION_VALUE>{label}</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>"
+        )
+    return ELAN.format(video=video, slots=slots, annotations=annotations)
+
+
+@pytest.mark.parametrize("kind", ["csv", "semicolon", "bare", "label studio", "elan"])
+def test_every_form_gives_the_same_events(videos, tmp_path, kind):
+    if kind == "elan":
+        source = tmp_path / "elan"
+        source.mkdir()
+        for video in ("p1_a", "p2_a"):
+            (source / f"{video}.eaf").write_text(elan(video))
+    elif kind == "label studio":
+        source = tmp_path / "export.json"
+        source.write_text(json.dumps(LABEL_STUDIO))
+    else:
+        source = tmp_path / "events.csv"
+        text = CSV.replace(",", ";") if kind == "semicolon" else CSV
+        source.write_text(text.split("\n", 1)[1] if kind == "bare" else text)
+    out = tmp_path / "annotations.json"
+    main(["--from", str(source), "--videos", str(videos), "--out", str(out), "--val-share", "0.5", "--group", r"p\d"])
+    annotations = read_annotations(out)
+    assert not annotations.problems and list(annotations.records) == ["p1_a", "p1_b", "p2_a"]
+    found = [(r.name, *e[:3]) for r in annotations.records.values() for e in r.events]
+    assert found == EVENTS
+    assert annotations.records["p1_a"].frames == 50 and annotations.records["p1_a"].duration == 2.0
+    subsets = {name: record.subset for name, record in annotations.records.items()}
+    assert subsets["p1_a"] == subsets["p1_b"] != subsets["p2_a"]
+
+
+def test_subsets_of_a_table_count(videos, tmp_path):
+    source = tmp_path / "events.csv"
+    source.write_text("subset,video,label,start,end\ntest,p1_a,MR,0,1\n")
+    database = convert(rows_of(source), videos)["database"]
+    assert database["p1_a"]["subset"] == "test" and database["p2_a"]["subset"] == "training"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "video,start,end\nv,1,2\n", "its columns must be video, start, end, label"),
+        ("a.csv", "video,start,end,label\nv,1,two,x\n", "a.csv:2: expected"),
+        ("a.csv", "", "its columns must be"),
+        ("a.json", "{}", "a list of tasks"),
+        ("a.json", "[{}]", "task 1"),
+        ("a.json", "[", "no json"),
+        ("a.eaf", "<a", "no ELAN file"),
+        ("a.doc", "", "expected one of .csv"),
+    ],
+)
+def test_files_that_are_none_are_told(tmp_path, name, text, says):
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(ValueError, match=says) as error:
+        rows_of(file)
+    assert str(file) in str(error.value)
+
+
+def test_a_missing_video_is_told(videos, tmp_path):
+    source = tmp_path / "events.csv"
+    source.write_text(CSV.replace("p2_a", "p9"))
+    with pytest.raises(ValueError, match=r"1 annotated video\(s\) are not there: p9"):
+        convert(rows_of(source), videos)
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        rows_of(tmp_path / "none.csv")
+
+
+def test_names_of_videos():
+    names = {"a.b.mp4": "a.b", "C:\\x\\v.avi": "v", "/data/upload/1/0123abcd-clip%201.mp4": "clip 1", "v": "v"}
+    assert {text: video_name(text) for text in names} == names
+
+
+def test_groups_stay_together():
+    names = [f"p{i // 3}_c{i % 3}" for i in range(60)]
+    subsets = assign_subsets(names, 0.25, r"p\d+", 1)
+    held = {n.split("_")[0] for n in names if subsets[n] == "validation"}
+    assert len(held) == 5 and all((subsets[n] == "validation") == (n.split("_")[0] in held) for n in names)
