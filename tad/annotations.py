@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.system.files import read_text
+
 AMBIGUOUS = "Ambiguous"  # THUMOS marks events so that nobody could name; they are no class
 
 
@@ -84,11 +86,11 @@ def read_json(file: Path, what: str) -> dict:
         ValueError: It is none; the message names line and column.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(file))
     except json.JSONDecodeError as e:
         raise ValueError(f"{file}: no json ({e.msg} in line {e.lineno}, column {e.colno})") from None
-    except (UnicodeDecodeError, RecursionError) as e:
-        raise ValueError(f"{file}: no json ({type(e).__name__})") from None
+    except RecursionError:
+        raise ValueError(f"{file}: no json that can be read, it is nested too deeply") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file}: {what} are an object {{…}}, this is a {type(content).__name__}")
     return content

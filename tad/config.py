@@ -6,9 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from utils.system.paths import ROOT, find_file
+from utils.system.yamls import load_yaml
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,7 @@ def load_config(name: str | Path) -> TadConfig:
         FileNotFoundError, ValueError: One sentence that names the file.
     """
     file = find_file(name, (ROOT / "tad",))
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ValueError(f"{file}: no yaml ({' '.join(str(e).split())})") from None
-    return config_from(values or {}, str(file))
+    return config_from(load_yaml(file) or {}, str(file))
 
 
 def _number(value: object) -> bool:

@@ -198,7 +198,12 @@ def test_what_is_left_out_is_told(tmp_path, change, says):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "no json .*line 1"), ("[]", "annotations are an object"), ("{}", "no 'database'"), ("\xff", "no json")],
+    [
+        ("{", "no json .*line 1"),
+        ("[]", "annotations are an object"),
+        ("{}", "no 'database'"),
+        ("\xff", "not a UTF-8 text file"),
+    ],
 )
 def test_a_file_that_is_no_annotation(tmp_path, text, says):
     file = tmp_path / "a.json"

@@ -382,7 +382,7 @@ def test_the_yaml_of_the_small_vit_is_the_published_recipe():
         ("- 1", "expected lines"),
         ("freeze: 1", "freeze must be like True"),
         ("overlap: 1.0", "overlap"),
-        ("a: [", "no yaml"),
+        ("a: [", "model.yaml:"),
     ],
 )
 def test_a_wrong_yaml_is_told(tmp_path, text, says):
