@@ -7,8 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from utils import boxes as B
 
@@ -53,12 +51,6 @@ def test_pairwise_overlaps(reference):
     )
 
 
-def test_wh_iou_is_box_iou_of_boxes_in_one_corner():
-    wh1, wh2 = torch.rand(5, 2) * 50, torch.rand(7, 2) * 50
-    corner = lambda wh: torch.cat((torch.zeros_like(wh), wh), 1)  # noqa: E731
-    torch.testing.assert_close(B.wh_iou(wh1, wh2), B.box_iou(corner(wh1), corner(wh2)))
-
-
 @pytest.mark.parametrize("to", [np.asarray, torch.from_numpy])
 def test_conversions(reference, to):
     arrays, _ = reference
@@ -72,7 +64,6 @@ def test_conversions(reference, to):
         "xyxy2xywhn_w640_h480": B.xyxy2xywhn(x("xyxy"), **size),
         "xyxy2xywhn_w640_h480_clip_eps1e-3": B.xyxy2xywhn(x("xyxy"), **size, clip=True, eps=1e-3),
         "clip_h480_w640": B.clip_boxes(x("xyxy"), (480, 640)),
-        "xyn2xy_w640_h480_padw10_padh20": B.xyn2xy(x("segment_norm"), **size, padw=10, padh=20),
     }
     for name, out in cases.items():
         assert isinstance(out, type(x("xyxy")))
@@ -101,49 +92,6 @@ def test_scale_boxes_uses_the_gain_of_each_axis():
     boxes = np.array([[10.0, 20.0, 110.0, 70.0]])
     out = B.scale_boxes((100, 200), boxes, (1000, 1000), ((0.5, 0.25), (10.0, 20.0)))
     np.testing.assert_allclose(out, [[0, 0, 400, 100]])
-
-
-def test_segments(reference):
-    arrays, facts = reference
-    segments = [arrays[f"segments/in_{i}"] for i in range(3)]
-    np.testing.assert_allclose(B.segments2boxes(segments), arrays["segments/segments2boxes_xywh"], atol=1e-9)
-    for n, every in ((7, 1), (1000, 111)):
-        for i, out in enumerate(B.resample_segments(segments, n)):
-            np.testing.assert_allclose(out[::every], arrays[f"segments/resample{n}_{i}"], atol=1e-9)
-    assert B.segments2boxes([]).shape == (0, 4)
-    inside = [case for case in facts["segment2box"] if np.min(case["segment"]) >= 0 and np.max(case["segment"]) <= 100]
-    assert len(inside) == 2
-    for case in inside:
-        np.testing.assert_allclose(B.segment2box(np.array(case["segment"]), 100, 100), case["out_xyxy"], atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("segment", "expected"),
-    [
-        # The reference leaves out the vertices beyond the border, which shrinks the box to a point in the first case
-        # and to nothing in the next two.
-        ([[-10, 10], [50, 10], [50, 160]], [0, 10, 50, 100]),
-        ([[-10, -10], [150, -10], [150, 160]], [0, 0, 100, 100]),
-        ([[-20, 50], [50, -20], [120, 50], [50, 120]], [0, 0, 100, 100]),
-        ([[110, 10], [150, 10], [150, 60]], [0, 0, 0, 0]),
-        ([[90, -40], [150, 20], [150, -40]], [0, 0, 0, 0]),  # passes the corner by: moving vertices would give a box
-    ],
-)
-def test_segment_is_cut_at_the_border(segment, expected):
-    np.testing.assert_allclose(B.segment2box(np.array(segment), 100, 100), expected, atol=1e-9)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.floats(-80, 180), st.floats(-80, 180)), min_size=3, max_size=3))
-def test_cut_triangle_agrees_with_sampled_points(points):
-    points = np.array(points)
-    box = B.segment2box(points, 100, 100)
-    assert (box >= 0).all() and (box <= 100).all()
-    mix = np.random.default_rng(0).dirichlet(np.ones(3), 2000)
-    inside = mix @ points
-    inside = inside[((inside >= 0) & (inside <= 100)).all(1)]
-    if len(inside):  # whatever is seen of the triangle lies in the box
-        assert (inside >= box[:2] - 1e-6).all() and (inside <= box[2:] + 1e-6).all()
 
 
 def test_sizes(reference):

@@ -150,11 +150,20 @@ def test_running_workers_hear_of_the_epoch_and_of_mosaics(index):
     assert all(sorted(t.unique().tolist()) in ([0, 1], [0]) for b in closed for t in b[2])  # not mixed any more
 
 
-def test_spawned_workers_read_the_same(index):
+@pytest.fixture
+def spawning():
+    """Workers start as on macOS and Windows."""
+    before = torch.multiprocessing.get_start_method(allow_none=True)
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    yield
+    torch.multiprocessing.set_start_method(before, force=True)
+
+
+def test_spawned_workers_read_the_same(index, spawning):
     """As on macOS and Windows: all is pickled, and the memory cache is mapped."""
     options = {"hyp": HYP, "augment": True, "shuffle": True, "cls_nc": 3, "cache": "ram", "weighted": True}
     here = all_batches(create_dataloader(index, 64, 6, workers=0, **options)[0])
-    loader, dataset = create_dataloader(index, 64, 6, workers=1, context="spawn", **options)
+    loader, dataset = create_dataloader(index, 64, 6, workers=1, **options)
     assert dataset.store.block.is_shared()
     assert same(here, all_batches(loader))
     loader.set_weights(np.eye(12)[8])

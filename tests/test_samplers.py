@@ -23,11 +23,10 @@ def index(tmp_path_factory) -> DatasetIndex:
     batch=st.integers(1, 9),
     world=st.integers(1, 4),
     shuffle=st.booleans(),
-    drop_last=st.booleans(),
     rect=st.booleans(),
 )
-def test_shards_cover_the_pictures_in_equal_steps(count, batch, world, shuffle, drop_last, rect):
-    options = {"shuffle": shuffle, "seed": 3, "drop_last": drop_last, "whole_batches": rect}
+def test_shards_cover_the_pictures_in_equal_steps(count, batch, world, shuffle, rect):
+    options = {"shuffle": shuffle, "seed": 3, "whole_batches": rect}
     shards = []
     for rank in range(world):
         sampler = EpochBatchSampler(count, batch, rank=rank, world_size=world, **options)
@@ -37,10 +36,7 @@ def test_shards_cover_the_pictures_in_equal_steps(count, batch, world, shuffle, 
     assert len({tuple(map(len, s)) for s in shards}) == 1 or rect
     keys = [key for shard in shards for b in shard for key in b]
     assert len(set(keys)) == len(keys)  # a picture that comes twice is drawn anew
-    if drop_last:
-        assert all(len(b) == batch for shard in shards for b in shard)
-    else:
-        assert {key[1] for key in keys} == set(range(count))
+    assert {key[1] for key in keys} == set(range(count))
     if not rect and count % (batch * world) == 0:
         whole = EpochBatchSampler(count, batch * world, **options)
         whole.set_epoch(2)

@@ -105,14 +105,6 @@ def xyxy2xywhn(x: Array, w: float = 640, h: float = 640, clip: bool = False, eps
     return y
 
 
-def xyn2xy(x: Array, w: float = 640, h: float = 640, padw: float = 0, padh: float = 0) -> Array:
-    """Normalised points ``[..., 2]`` to pixels of a ``w`` x ``h`` picture, moved by the padding."""
-    y = _like(x)
-    y[..., 0] = w * x[..., 0] + padw
-    y[..., 1] = h * x[..., 1] + padh
-    return y
-
-
 def clip_boxes(boxes: Array, shape: Sequence[float]) -> Array:
     """Limits corner boxes ``[..., >=4]`` to a picture of ``shape`` (height, width), in place; returns them."""
     if isinstance(boxes, Tensor):
@@ -148,59 +140,6 @@ def scale_boxes(
     return clip_boxes(boxes, img0_shape)
 
 
-# --- segments (polygons) ------------------------------------------------------------------------------------------
-
-
-def _clip_half_plane(points: np.ndarray, axis: int, limit: float, sign: int) -> np.ndarray:
-    """Cuts a closed polygon ``[n,2]`` with the half plane ``sign * points[:, axis] <= sign * limit``."""
-    distance = sign * (points[:, axis] - limit)
-    inside = distance <= 0
-    if inside.all():
-        return points
-    following = np.roll(np.arange(len(points)), -1)
-    crossing = inside != inside[following]
-    step = np.where(crossing, distance / np.where(crossing, distance - distance[following], 1), 0)
-    cuts = points + step[:, None] * (points[following] - points)
-    cuts[:, axis] = limit
-    # Each vertex is followed by the cut of the edge that starts there.
-    both = np.stack((points, cuts), axis=1).reshape(-1, 2)
-    return both[np.stack((inside, crossing), axis=1).ravel()]
-
-
-def segment2box(segment: np.ndarray, width: float = 640, height: float = 640) -> np.ndarray:
-    """Box ``[4]`` (xyxy) of the part of a polygon ``[n,2]`` (pixels) that lies in the picture; zeros if none does.
-
-    The polygon is cut at the border (Sutherland and Hodgman, CACM 1974). Leaving out the vertices beyond the border
-    instead, as YOLOv5 does, makes the box too small.
-    """
-    points = np.asarray(segment, dtype=np.float64).reshape(-1, 2)
-    for axis, limit in ((0, width), (1, height)):
-        for bound, sign in ((0, -1), (limit, 1)):
-            if len(points):
-                points = _clip_half_plane(points, axis, bound, sign)
-    if not len(points):
-        return np.zeros(4)
-    return np.concatenate((points.min(0), points.max(0)))
-
-
-def segments2boxes(segments: Sequence[np.ndarray]) -> np.ndarray:
-    """Bounding boxes ``[n,4]`` (xywh) of ``n`` polygons ``[k,2]``, in the polygons' units."""
-    corners = [np.concatenate((s.min(0), s.max(0))) for s in segments]
-    return xyxy2xywh(np.array(corners, dtype=np.float64).reshape(-1, 4))
-
-
-def resample_segments(segments: Sequence[np.ndarray], n: int = 1000) -> list[np.ndarray]:
-    """Closes each polygon ``[k,2]`` and resamples it to ``[n,2]``, as many new points on every edge."""
-    out = []
-    for segment in segments:
-        closed = np.concatenate((segment, segment[:1]))
-        at = np.linspace(0, len(closed) - 1, n)
-        edges = np.arange(len(closed))
-        xy = np.stack((np.interp(at, edges, closed[:, 0]), np.interp(at, edges, closed[:, 1])), axis=1)
-        out.append(xy.astype(np.asarray(segment).dtype, copy=False))
-    return out
-
-
 # --- overlaps -----------------------------------------------------------------------------------------------------
 
 
@@ -220,12 +159,6 @@ def bbox_ioa(box1: np.ndarray, box2: np.ndarray, eps: float = 1e-7) -> np.ndarra
     bottom_right = np.minimum(box1[:, None, 2:4], box2[None, :, 2:4])
     inter = (bottom_right - top_left).clip(0).prod(2)
     return inter / ((box2[:, 2:4] - box2[:, :2]).prod(1) + eps)
-
-
-def wh_iou(wh1: Tensor, wh2: Tensor, eps: float = 1e-7) -> Tensor:
-    """Intersection over union ``[n,m]`` of sizes ``[n,2]`` and ``[m,2]`` (width, height) laid corner on corner."""
-    inter = torch.minimum(wh1[:, None], wh2[None]).prod(2)
-    return inter / (wh1.prod(1)[:, None] + wh2.prod(1)[None] - inter + eps)
 
 
 def bbox_iou(

@@ -340,9 +340,7 @@ def create_dataloader(
     quad: bool = False,
     weighted: bool = False,
     nc: int | None = None,
-    drop_last: bool = False,
     pin_memory: bool | None = None,
-    context: str | None = None,
     prefix: str = "",
 ) -> tuple[JointLoader, JointDataset]:
     """Loader and data set of a split. Training: augment, shuffle. Validation: rect, pad 0.5.
@@ -354,14 +352,13 @@ def create_dataloader(
         weighted: `--image-weights`; the weights are those of class frequency until `set_weights` is called.
         nc: object classes, for the first weights.
         pin_memory: None: where there is a CUDA device.
-        context: start method of the workers ("fork", "spawn", …); None: Python's default.
 
     See `JointDataset` for the others. A batch is what `collate` returns.
     """
     batch_size = min(batch_size, len(index)) if len(index) else batch_size
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", max(world_size, 1)))  # processes on this machine; set by torchrun
     workers = max(min(workers, _cpu_count() // sharing, -(-len(index) // batch_size)), min(workers, 1))
-    method = context or torch.multiprocessing.get_start_method(allow_none=True) or _default_start_method()
+    method = torch.multiprocessing.get_start_method(allow_none=True) or _default_start_method()
     dataset = JointDataset(
         index,
         imgsz,
@@ -387,7 +384,6 @@ def create_dataloader(
         rank=rank,
         world_size=world_size,
         whole_batches=rect,
-        drop_last=drop_last,
     )
     loader = JointLoader(
         dataset,
@@ -397,7 +393,6 @@ def create_dataloader(
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
-        multiprocessing_context=context if workers else None,
     )
     if weighted:
         loader.set_weights(image_weights(index, nc or int(index.objects[:, 0].max(initial=0)) + 1))

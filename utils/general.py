@@ -26,11 +26,7 @@ from utils.boxes import (
     clip_boxes,
     make_divisible,
     non_max_suppression,
-    resample_segments,
     scale_boxes,
-    segment2box,
-    segments2boxes,
-    xyn2xy,
     xywh2xyxy,
     xywhn2xyxy,
     xyxy2xywh,
@@ -49,8 +45,8 @@ __all__ = [
     "LOGGER", "ROOT", "Path", "Profile", "apply_classifier", "box_iou", "check_file", "check_img_size", "check_imshow",
     "check_requirements", "check_suffix", "check_yaml", "clip_boxes", "clip_coords", "colorstr", "cv2", "fitness",
     "get_latest_run", "increment_path", "is_ascii", "letterbox", "make_divisible", "non_max_suppression", "np", "os",
-    "print_args", "resample_segments", "save_one_box", "scale_boxes", "scale_coords", "segment2box", "segments2boxes",
-    "set_logging", "strip_optimizer", "torch", "xywh2xyxy", "xywhn2xyxy", "xyn2xy", "xyxy2xywh", "xyxy2xywhn",
+    "print_args", "save_one_box", "scale_boxes", "scale_coords",
+    "set_logging", "strip_optimizer", "torch", "xywh2xyxy", "xywhn2xyxy", "xyxy2xywh", "xyxy2xywhn",
     "yaml_load", "yaml_save",
 ]  # fmt: skip
 

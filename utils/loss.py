@@ -77,24 +77,19 @@ class ComputeLoss:
         model: a network with `.detect` (`anchors` [nl,na,2] in grid units, `stride` [nl], `na`, `nl`, `nc`); may be
             wrapped for distributed training.
         hyp: hyperparameters `box obj cls obj_pw cls_pw anchor_t fl_gamma label_smoothing`; `model.hyp` if None.
-        autobalance: adapt the objectness weights of the levels to their losses while training.
 
     Calling it with the raw maps of the training output, a list of nl tensors [B,na,ny,nx,5+nc], and targets float
     [N,6] (image index, class, x, y, w, h normalised) returns `(total, parts)`: total [1] = (box + obj + cls) * B with
     a graph, parts [3] = box, obj, cls, times their gains, detached.
     """
 
-    def __init__(self, model: nn.Module, hyp: dict | None = None, autobalance: bool = False) -> None:
+    def __init__(self, model: nn.Module, hyp: dict | None = None) -> None:
         model = getattr(model, "module", model)
         detect = model.detect
         self.hyp = dict(model.hyp if hyp is None else hyp)
         self.anchors, self.nl, self.na, self.nc = detect.anchors, detect.nl, detect.na, detect.nc
-        strides = [int(s) for s in detect.stride]
         levels = BALANCE_3_LEVELS if self.nl == 3 else (BALANCE + BALANCE[-1:] * self.nl)[: self.nl]
         self.balance = list(levels)
-        # Autobalance keeps the weight of stride 16 at 1.
-        self.reference_level = strides.index(16) if autobalance and 16 in strides else 0
-        self.autobalance = autobalance
         self.cls_pos, self.cls_neg = smooth_bce(self.hyp.get("label_smoothing", 0.0))
         gamma = self.hyp.get("fl_gamma", 0.0)
         self.bce_cls = FocalLoss(gamma, pos_weight=self.hyp.get("cls_pw", 1.0))
@@ -141,12 +136,7 @@ class ComputeLoss:
                 last = torch.zeros(target.numel(), dtype=torch.int64, device=cell.device)
                 last.scatter_reduce_(0, cell, order, "amax")
                 target.view(-1)[cell] = iou[last[cell]]
-            level = self.bce_obj(x[..., 4].float(), target).mean()
-            total = total + level * self.balance[i]
-            if self.autobalance and torch.is_grad_enabled():  # validation must not change what is trained
-                self.balance[i] = self.balance[i] * 0.9999 + 0.0001 / level.item()
-        if self.autobalance:
-            self.balance = [b / self.balance[self.reference_level] for b in self.balance]
+            total = total + self.bce_obj(x[..., 4].float(), target).mean() * self.balance[i]
         return total
 
     @torch.no_grad()
@@ -188,27 +178,14 @@ class ComputeLoss:
             cell=((image * self.na + anchor) * size[:, 1] + gj) * size[:, 0] + gi,
         )
 
-    def build_targets(
-        self, p: list[Tensor], targets: Tensor
-    ) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, ...]], list[Tensor]]:
-        """The same matches in YOLOv5's form, one entry a level: classes, boxes, (image, anchor, gj, gi), anchors."""
-        match = self.assign([x.shape for x in p], targets.to(p[0].device, torch.float32))
-        split = {name: getattr(match, name).split(match.counts) for name in match._fields[1:]}
-        indices = list(zip(split["image"], split["anchor"], split["gj"], split["gi"], strict=True))
-        return list(split["cls"]), list(split["box"]), indices, list(split["anchor_wh"])
 
-
-def image_loss(
-    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
-) -> Tensor:
+def image_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the image-level answer on soft targets, averaged over the pictures whose label is known.
 
     Args:
         logits: [B,C].
         targets: [B,C]; rows sum to 1, or to 0 where the label is unknown.
         label_smoothing: share of each target that is spread evenly over the classes.
-        class_weights: [C]; the mean is then weighted by each row's own weight, so their scale does not matter. For
-            one-hot rows this is `torch.nn.functional.cross_entropy` with class indices.
 
     Returns:
         A scalar in float32; 0 with a graph where no label is known.
@@ -216,12 +193,10 @@ def image_loss(
     if logits.shape != targets.shape:
         raise ValueError(f"image logits have shape {tuple(logits.shape)}, image targets {tuple(targets.shape)}")
     targets = targets.to(logits.device, torch.float32)
-    weights = torch.ones_like(targets[0]) if class_weights is None else class_weights.to(targets)
-    known = targets.sum(1) > 0
+    weight = targets.sum(1)
     smooth = targets * (1.0 - label_smoothing) + label_smoothing / targets.shape[1]
-    loss = -(weights * smooth * logits.float().log_softmax(1)).sum(1)
-    weight = (weights * targets).sum(1)
-    return (loss * known).sum() / weight.sum().clamp_min(1e-12)
+    loss = -(smooth * logits.float().log_softmax(1)).sum(1)
+    return (loss * (weight > 0)).sum() / weight.sum().clamp_min(1e-12)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ class EpochBatchSampler(Sampler[list[Key]]):
         whole_batches: pictures stay in the batches of their numbers (rectangular shapes); whole batches are shuffled
             and shared out.
         rank, world_size: this process and how many there are; -1 and 1 without distribution.
-        drop_last: leave out a last batch that is not full.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class EpochBatchSampler(Sampler[list[Key]]):
         rank: int = -1,
         world_size: int = 1,
         whole_batches: bool = False,
-        drop_last: bool = False,
     ):
         if count < 1 or batch_size < 1:
             raise ValueError(f"cannot make batches of {batch_size} from {count} pictures")
@@ -48,7 +46,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
             raise ValueError(f"rank {rank} is not one of {world_size} processes")
         self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
         self.rank, self.world_size = max(rank, 0), max(world_size, 1)
-        self.whole_batches, self.drop_last = whole_batches, drop_last
+        self.whole_batches = whole_batches
         self.epoch, self.mosaic = 0, True
         self.weights: np.ndarray | None = None
 
@@ -69,10 +67,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
     def __len__(self) -> int:
         if self.whole_batches:
-            batches = self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
-            return -(-batches // self.world_size)
-        if self.drop_last:
-            return self.count // self.world_size // self.batch_size
+            return -(-self.count // self.batch_size // self.world_size)
         return -(-self.count // self.world_size // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -81,10 +76,8 @@ class EpochBatchSampler(Sampler[list[Key]]):
             batches = [
                 np.arange(a, min(a + self.batch_size, self.count)) for a in range(0, self.count, self.batch_size)
             ]
-            if self.drop_last and len(batches[-1]) < self.batch_size:
-                batches.pop()
             order = rng.permutation(len(batches)) if self.shuffle else np.arange(len(batches))
-            order = np.resize(order, len(self) * self.world_size) if len(batches) else order
+            order = np.resize(order, len(self) * self.world_size)
             mine = [batches[b] for b in order[self.rank :: self.world_size]]
             repeats = [
                 np.full(len(b), n) for b, n in zip(mine, _repeats(order)[self.rank :: self.world_size], strict=True)
@@ -94,7 +87,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
                 order = rng.choice(self.count, self.count, p=self.weights)
             else:
                 order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
-            per_process = self.count // self.world_size if self.drop_last else -(-self.count // self.world_size)
+            per_process = -(-self.count // self.world_size)
             order = np.resize(order, per_process * self.world_size)
             shares = order[self.rank :: self.world_size], _repeats(order)[self.rank :: self.world_size]
             cuts = range(self.batch_size, per_process, self.batch_size)
