@@ -26,7 +26,8 @@ from models.load import find_weights, load_model, name_classes
 from models.predictor import Predictor
 from utils.results.detections import ResultWriter, draw, summary
 from utils.results.feature_maps import FeatureMaps
-from utils.results.sources import Frame, open_source
+from utils.results.frames import Frame
+from utils.results.sources import open_source
 from utils.system.arguments import parse_words
 from utils.system.devices import describe_device, half_dtype, select_device, use_all_cores
 from utils.system.display import can_show
@@ -131,9 +132,10 @@ def run(
         f"Speed: {prepare:.1f}ms pre-process, {infer:.1f}ms inference, {suppress:.1f}ms NMS per image at shape {shape}"
     )
     if save_txt:
-        print(f"{writer.labels} labels saved to {save_dir / 'labels'}")
+        print(f"{writer.written['label file']} labels saved to {save_dir / 'labels'}")
     if features:
         print(f"Feature maps of each layer saved to a folder for each picture in {save_dir}")
+    print(f"{frames.summary()}, {predictor.seen} frames looked at; written: {writer.summary()}")
     print(f"Results saved to {save_dir}")
     if update:
         for file in map(find_weights, _files(weights)):

@@ -18,10 +18,10 @@ from models.load import device_of, input_dtype, largest_stride, name_classes
 from models.predictor import Predictor
 from utils.boxes import make_divisible, xyxy2xywh
 from utils.dataset.pictures import from_array, from_pil, read_picture
-from utils.results.detections import draw, file_name, summary, write_image
+from utils.results.detections import draw, file_name, safe_name, summary, write_image
 from utils.results.drawing import save_one_box
 from utils.system.devices import amp_dtype, autocast
-from utils.system.paths import increment_path
+from utils.system.paths import UniqueStems, increment_path
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -183,7 +183,7 @@ class Detections:
     def save(self, labels: bool = True, save_dir: str | Path = "runs/detect/exp", exist_ok: bool = False) -> Path:
         """Write each picture with its answers into a folder (numbered if it is there); returns the folder."""
         folder = increment_path(save_dir, exist_ok=exist_ok, mkdir=True)
-        for im, file in zip(self._drawn(labels), self.files, strict=True):
+        for im, file in zip(self._drawn(labels), self._names(folder), strict=True):
             write_image(folder / file, im[..., ::-1])
         print(f"Saved {self.n} image{'s' * (self.n > 1)} to {folder}")
         return folder
@@ -191,16 +191,24 @@ class Detections:
     def crop(self, save: bool = True, save_dir: str | Path = "runs/detect/exp", exist_ok: bool = False) -> list[dict]:
         """Cut out each box; dicts with `box`, `conf`, `cls`, `label`, `im` (BGR), written below `crops/`."""
         folder = increment_path(save_dir, exist_ok=exist_ok, mkdir=True) if save else Path(save_dir)
-        crops = []
-        for im, pred, file in zip(self.ims, self.pred, self.files, strict=True):
+        crops, classes = [], UniqueStems()
+        for im, pred, file in zip(self.ims, self.pred, self._names(folder if save else None), strict=True):
             for *box, conf, cls in pred:
                 name = self.names[int(cls)]
-                target = folder / "crops" / name.replace("/", "_") / file
+                target = folder / "crops" / classes(str(int(cls)), safe_name(name)) / file
                 cut = save_one_box(box, im[..., ::-1], file=target, BGR=True, save=save)
                 crops.append({"box": box, "conf": conf, "cls": cls, "label": f"{name} {conf:.2f}", "im": cut})
         if save:
             print(f"Saved results to {folder}")
         return crops
+
+    def _names(self, folder: Path | None) -> list[str]:
+        """A file name for the results of each picture; pictures of one name are told apart in `names.csv`."""
+        stems = UniqueStems()
+        names = [f"{stems(f'picture {i} ({f})', Path(f).stem)}{Path(f).suffix}" for i, f in enumerate(self.files)]
+        if folder:
+            stems.save(folder)
+        return names
 
     def render(self, labels: bool = True) -> list[np.ndarray]:
         """The pictures with their answers drawn, RGB; they also take the place of `.ims`."""

@@ -252,3 +252,14 @@ def test_reference_detections(theirs, shared):
         theirs = torch.tensor(row["detections_rounded"])
         assert boxes.shape == theirs.shape and (boxes[:, :4] - theirs[:, :4]).abs().max() <= 1
         assert (boxes[:, 4] - theirs[:, 4]).abs().max() <= 2e-3
+
+
+def test_pictures_of_one_name_are_saved_beside_one_another(model, rgb, tmp_path):
+    for folder in ("p1", "p2"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(rgb).save(tmp_path / folder / "0001.png")
+    result = model([str(tmp_path / f / "0001.png") for f in ("p1", "p2")], 128)
+    folder = result.save(save_dir=tmp_path / "saved")
+    assert sorted(f.name for f in folder.iterdir()) == ["0001.jpg", "0001_2.jpg", "names.csv"]
+    crops = result.crop(save_dir=tmp_path / "cut")
+    assert len(list((tmp_path / "cut").rglob("*.jpg"))) == len(crops) == 10

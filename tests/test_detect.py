@@ -21,7 +21,7 @@ from models.yolo import Model
 from utils.dataset.labels import parse_label
 from utils.dataset.pictures import read_picture
 from utils.results.detections import ResultWriter, draw, file_name, label_text, summary
-from utils.results.sources import Frame
+from utils.results.frames import Frame
 from utils.weights.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -169,8 +169,9 @@ def test_video_keeps_its_length(weights, tmp_path, stride, frames, capsys):
     video = cv2.VideoCapture(str(out / "clip.mp4"))
     assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(12 / stride)
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == frames
-    assert sorted(p.name for p in (out / "labels").iterdir()) == [f"clip_{k}.txt" for k in range(1, frames + 1)]
-    assert {r["frame"] for r in rows_of(out / "predictions.csv")} == {str(k) for k in range(1, frames + 1)}
+    numbers = range(stride, 7, stride)  # those of the source
+    assert sorted(p.name for p in (out / "labels").iterdir()) == [f"clip_{k}.txt" for k in numbers]
+    assert {r["frame"] for r in rows_of(out / "predictions.csv")} == {str(k) for k in numbers}
     assert f"video 1/1 ({frames}/{frames}) {source}: 96x128" in capsys.readouterr().out
 
 
@@ -228,7 +229,52 @@ def test_same_names_from_different_folders_do_not_meet(tmp_path):
     with ResultWriter(tmp_path, NAMES, {}) as writer:
         for path in ("x/a.png", "y/a.png", "y/a.jpg", "x/a.png"):
             writer.write_picture(Frame(im, path, "image", ""), im)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a_2.png", "a_3.jpg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a_2.png", "a_3.jpg", "names.csv"]
+    assert rows_of(tmp_path / "names.csv") == [
+        {"name": "a", "path": "x/a.png"},
+        {"name": "a_2", "path": "y/a.png"},
+        {"name": "a_3", "path": "y/a.jpg"},
+    ]
+
+
+def test_results_are_one_to_one_with_inputs(weights, pictures, tmp_path, capsys):
+    """Equal names in two folders, frames named as pictures are, other case, other suffix: nothing is overwritten."""
+    source = tmp_path / "source"
+    data = next(f for f in sorted(pictures.iterdir()) if f.suffix == ".png").read_bytes()
+    for name in (
+        "p1/0001.png",
+        "p2/0001.png",
+        "p1/clip_1.png",
+        "p1/clip_2.png",
+        "p1/A.png",
+        "p1/a.jpg",
+        "p2/labels.png",
+    ):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(data)
+    make_video(source / "p1" / "clip.avi", 3, 10)
+    out = run(weights, source / "**" / "*.*", tmp_path, save_txt=True, save_csv=True, save_crop=True, visualize=True)
+    files = [p for p in (out / "labels").iterdir()]
+    assert len(files) == 10 and len({f.name.casefold() for f in files}) == 10
+    rows = rows_of(out / "predictions.csv")
+    by_path = {(r["path"], r["frame"]): r["name"] for r in rows}
+    assert len(by_path) == len(set(by_path.values())) == 10
+    assert {f"{name}.txt" for name in by_path.values()} == {f.name for f in files}
+    assert {r["path"] for r in rows_of(out / "names.csv")} == {path for path, _ in by_path}
+    crops = [p for p in (out / "crops").rglob("*.jpg")]
+    assert len(crops) == len([r for r in rows if r["Prediction"]])
+    printed = capsys.readouterr().out
+    assert "7 pictures and 1 video, 10 frames looked at; written: " in printed
+    assert "10 label files" in printed and "7 pictures" in printed and f"{len(crops)} crops" in printed
+
+
+def test_crops_of_classes_of_like_names_stay_apart(tmp_path):
+    frame = Frame(np.zeros((50, 50, 3), np.uint8), "x/a.png", "image", "")
+    boxes = np.array([[5, 5, 20, 20, 0.9, c] for c in (0, 1, 0)], np.float32)
+    with ResultWriter(tmp_path, {0: "a/b", 1: "a_b"}, {}) as writer:
+        writer.write_crops(frame, boxes)
+    found = sorted(str(p.relative_to(tmp_path / "crops")) for p in tmp_path.rglob("*.jpg"))
+    assert found == ["a_b/a.jpg", "a_b/a_2.jpg", "a_b_2/a.jpg"]
 
 
 def test_label_text_leaves_out_what_no_label_may_hold():

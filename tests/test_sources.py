@@ -15,7 +15,9 @@ import pytest
 
 from utils.dataset.pictures import decode_picture, read_picture
 from utils.results import sources
-from utils.results.sources import FileSource, ScreenSource, StreamSource, open_source
+from utils.results.frames import Frame
+from utils.results.sources import FileSource, open_source
+from utils.results.streams import ScreenSource, StreamSource
 
 
 def picture(value: int = 90, size: tuple[int, int] = (48, 64)) -> np.ndarray:
@@ -34,12 +36,12 @@ def video(file: Path, frames: int = 8, fps: float = 12.0) -> Path:
     """Frame k (from 1) is grey of value 20·k."""
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), fps, (64, 48))
     for k in range(1, frames + 1):
-        writer.write(np.full((48, 64, 3), 20 * k, np.uint8))
+        writer.write(np.full((48, 64, 3), 20 * k % 256, np.uint8))
     writer.release()
     return file
 
 
-def taken(source) -> list[sources.Frame]:
+def taken(source) -> list[Frame]:
     with source:
         return [frame for batch in source for frame in batch]
 
@@ -164,7 +166,64 @@ def test_video_stride_and_fps(tmp_path):
     assert frames[0].fps == 12 and frames[-1].title.startswith("video 1/1 (8/8)")
     frames = taken(open_source(file, vid_stride=3))
     assert [round(f.image.mean() / 20) for f in frames] == [3, 6]
-    assert [f.number for f in frames] == [1, 2] and frames[0].fps == 4 and "(2/2)" in frames[1].title
+    assert [f.number for f in frames] == [3, 6] and frames[0].fps == 4 and "(2/2)" in frames[1].title
+
+
+def test_a_video_that_breaks_off_is_told_with_its_counts(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "whole.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 48))
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        writer.write(rng.integers(0, 256, (48, 64, 3), np.uint8))
+    writer.release()
+    whole = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 3])
+    hole = bytearray(whole)
+    hole[len(hole) // 2 : len(hole) // 2 + len(hole) // 10] = bytes(len(hole) // 10)
+    (tmp_path / "hole.avi").write_bytes(hole)
+    source = open_source(tmp_path)
+    frames = taken(source)
+    count = {name: sum(Path(f.path).name == name for f in frames) for name in ("whole.avi", "cut.avi", "hole.avi")}
+    assert count["whole.avi"] == 60 and 10 < count["cut.avi"] < 30 and 45 < count["hole.avi"] < 60
+    assert source.problems == [
+        f"{tmp_path / 'cut.avi'}: breaks off or is damaged: {count['cut.avi']} of about 60 frames could be read",
+        f"{tmp_path / 'hole.avi'}: breaks off or is damaged: {count['hole.avi']} of about 60 frames could be read",
+    ]
+    (tmp_path / "all.streams").write_text(str(tmp_path / "cut.avi"))
+    source = open_source(tmp_path / "all.streams")
+    assert len(taken(source)) == count["cut.avi"] and "of about 60" in source.problems[0]
+
+
+def test_files_of_other_kinds_in_a_folder_are_counted(tmp_path):
+    for name in ("a.png", "b.jfif.png", "d.heic"):
+        save(tmp_path / "x.png").rename(tmp_path / name)
+    (tmp_path / "b.jfif.png").rename(tmp_path / "b.jfif")
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.1 0.1")  # lies beside pictures
+    for name in (tmp_path, f"{tmp_path}/*"):
+        source = open_source(name)
+        assert source.problems == ["2 files of other kinds passed over (.heic 1, .jfif 1)"] and len(source) == 1
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".xyz", ""])
+def test_a_file_named_by_itself_is_what_the_decoder_reads(tmp_path, suffix):
+    save(tmp_path / "a.jpg").rename(tmp_path / f"a{suffix}")
+    assert [f.mode for f in taken(open_source(tmp_path / f"a{suffix}"))] == ["image"]
+    video(tmp_path / "v.avi", frames=2).rename(tmp_path / f"v{suffix}")
+    assert [f.mode for f in taken(open_source(tmp_path / f"v{suffix}"))] == ["video"] * 2
+    (tmp_path / f"t{suffix}").write_text("text")
+    with pytest.raises(FileNotFoundError, match="neither a picture nor a video"):
+        open_source(tmp_path / f"t{suffix}")
+
+
+def test_home_and_video_devices(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_source(f"~/{save(tmp_path / 'a.png').name}").images == [str(tmp_path / "a.png")]
+    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
+    source = open_source("/dev/video4")
+    assert isinstance(source, StreamSource) and source._streams[0].video.capture.address == 4
+    source.__exit__()
+    monkeypatch.setattr(FakeCapture, "isOpened", lambda self: False)
+    with pytest.raises(ConnectionError, match="webcam /dev/video4 cannot be opened"):
+        open_source("/dev/video4")
 
 
 def test_list_of_streams_reads_files_side_by_side(tmp_path):
@@ -307,7 +366,7 @@ def test_stream_that_cannot_be_opened(monkeypatch, source, message):
 def test_webcam_id_is_passed_as_a_number(monkeypatch):
     monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCapture)
     source = open_source("0")
-    assert isinstance(source, StreamSource) and source._streams[0].capture.address == 0
+    assert isinstance(source, StreamSource) and source._streams[0].video.capture.address == 0
     source.__exit__()
 
 

@@ -72,7 +72,8 @@ def test_streams_side_by_side(tmp_path):
     dataset = LoadStreams(str(tmp_path / "list.streams"), img_size=96, stride=32, auto=True, vid_stride=1)
     assert len(dataset) == 2 and dataset.mode == "stream"
     items = list(dataset)
-    assert 5 <= len(items) <= 8 and dataset.count == len(items) - 1
+    assert 3 <= len(items) <= 8  # one may have shown all of its frames before the other shows its first
+    assert dataset.count == len(items) - 1
     for path, im, im0s, vid_cap, s in items:
         assert path == dataset.sources == [str(f) for f in files] and vid_cap is None and s == ""
         assert im.shape == (2, 3, 96, 96) and [i.shape for i in im0s] == [(48, 64, 3), (96, 96, 3)]

@@ -60,7 +60,8 @@ def list_images(
         elif has_wildcard(source):
             found = find_glob(source)
             files += [f for f in found if is_picture_name(f)]
-            passed += [_other_kind(f) for f in found if os.path.isfile(f) and not _belongs(f)]
+            others = (f for f in found if not is_picture_name(f) and not is_companion(f))
+            passed += [other_kind(f) for f in others if os.path.isfile(f)]
         else:
             raise FileNotFoundError(
                 f"no pictures at {source}: neither a folder, a list file (.txt), a glob nor a picture"
@@ -216,17 +217,18 @@ def _walk(folder: str, passed: list[Problem]) -> list[str]:
                 stack.append(entry.path)
             elif is_picture_name(entry.name):
                 found.append(entry.path)
-            elif not _belongs(entry.name):
-                passed.append(_other_kind(entry.path))
+            elif not is_companion(entry.name):
+                passed.append(other_kind(entry.path))
     return found
 
 
-def _belongs(name: str) -> bool:
-    """Whether a file is a picture, or of a kind that lies beside pictures: labels, caches, notes."""
-    return is_picture_name(name) or os.path.splitext(name)[1].lower() in COMPANIONS
+def is_companion(name: str) -> bool:
+    """Whether a file is of a kind that lies beside pictures: labels, caches, notes."""
+    return os.path.splitext(name)[1].lower() in COMPANIONS
 
 
-def _other_kind(file: str) -> Problem:
+def other_kind(file: str) -> Problem:
+    """That a file is passed over for its suffix."""
     suffix = os.path.splitext(file)[1] or "none"
     return Problem(file, None, f"suffix {suffix} is not one of {', '.join(IMG_FORMATS)}", OTHER_KIND)
 
@@ -234,5 +236,5 @@ def _other_kind(file: str) -> Problem:
 def other_kinds(problems: Iterable[Problem]) -> str:
     """One line that counts the files of other kinds by their suffixes, '' where there are none."""
     counts = Counter(os.path.splitext(p.file)[1].lower() or "no suffix" for p in problems if p.kind == OTHER_KIND)
-    listed = ", ".join(f"{suffix} {n}" for suffix, n in counts.most_common())
+    listed = ", ".join(f"{suffix} {n}" for suffix, n in sorted(counts.items(), key=lambda c: (-c[1], c[0])))
     return f"{counts.total()} files of other kinds passed over ({listed})" if counts else ""

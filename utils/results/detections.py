@@ -13,7 +13,7 @@ import numpy as np
 from utils.boxes import xyxy2xywhn
 from utils.dataset.labels import format_label
 from utils.results.drawing import Annotator, colors, save_one_box
-from utils.results.sources import Frame
+from utils.results.frames import Frame
 from utils.system.paths import UniqueStems
 
 WRITABLE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -111,8 +111,8 @@ class ResultWriter:
 
     def __init__(self, save_dir: Path, names: dict[int, str], cls_names: dict[int, str], save_csv: bool = False):
         self.save_dir, self.names, self.cls_names = save_dir, names, cls_names
-        self.labels = 0  # label files written
-        self._stems = UniqueStems()
+        self.written: Counter[str] = Counter()  # files by their kind
+        self._stems, self._folders, self._crops = UniqueStems(("labels", "crops")), UniqueStems(), UniqueStems()
         self._videos: dict[str, tuple[cv2.VideoWriter, tuple[int, int]]] = {}
         self._video_frames: Counter[str] = Counter()
         self._table = self._open_table() if save_csv else None
@@ -124,6 +124,8 @@ class ResultWriter:
         self._close_videos()
         if self._table:
             self._table.close()
+        self._stems.save(self.save_dir)
+        self._crops.save(self.save_dir / "crops")
 
     def write_label(
         self, frame: Frame, detections: np.ndarray, probs: np.ndarray | None, with_conf: bool, save_format: int
@@ -134,27 +136,39 @@ class ResultWriter:
             file = self.save_dir / "labels" / f"{self.name(frame)}.txt"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8", newline="\n")
-            self.labels += 1
+            self.written["label file"] += 1
 
     def write_rows(self, frame: Frame, detections: np.ndarray, probs: np.ndarray | None) -> None:
-        """Rows of `predictions.csv`, best first; a picture with an image-level answer and no box has one row."""
+        """Rows of `predictions.csv`, best first; a picture with an image-level answer and no box has one row.
+
+        The last columns are the frame's number, the name that its other results have, and where it is from.
+        """
         answer = [] if probs is None else [self.cls_names[int(probs.argmax())], f"{probs.max():.4f}"]
-        number = frame.number or ""
+        source = [frame.number or "", self.name(frame), frame.path]
         image_name = file_name(frame.path)
         rows = [
-            [image_name, self.names[int(cls)], f"{conf:.4f}", *(f"{v:g}" for v in xyxy), *answer, number]
+            [image_name, self.names[int(cls)], f"{conf:.4f}", *(f"{v:g}" for v in xyxy), *answer, *source]
             for *xyxy, conf, cls in detections.tolist()
         ]
         if not rows and answer:
-            rows = [[image_name, "", "", "", "", "", "", *answer, number]]
+            rows = [[image_name, "", "", "", "", "", "", *answer, *source]]
         csv.writer(self._table).writerows(rows)
         self._table.flush()
 
     def write_crops(self, frame: Frame, detections: np.ndarray) -> None:
-        """`crops/<class>/<name>.jpg`, numbered where there are several."""
+        """`crops/<class>/<name>.jpg`, then `<name>_2.jpg` and so on where there are several."""
+        counts: Counter[int] = Counter()
         for *xyxy, _, cls in detections.tolist():
-            folder = self.save_dir / "crops" / _safe(self.names[int(cls)])
-            save_one_box(xyxy, frame.image, file=folder / f"{self.name(frame)}.jpg", BGR=True)
+            crop = save_one_box(xyxy, frame.image, BGR=True, save=False)
+            if crop.size:
+                counts[int(cls)] += 1
+                number, name = counts[int(cls)], self.name(frame)
+                folder = self._folders(str(int(cls)), safe_name(self.names[int(cls)]))
+                wanted = f"{folder}/{name}" + (f"_{number}" if number > 1 else "")
+                file = self.save_dir / "crops" / f"{self._crops(f'{folder}/{name}, number {number}', wanted)}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_image(file, crop)
+                self.written["crop"] += 1
 
     def write_picture(self, frame: Frame, drawn: np.ndarray) -> None:
         """A picture under its own name, or the next frame of a video (.mp4) that plays at the source's speed."""
@@ -162,21 +176,23 @@ class ResultWriter:
             self._write_video_frame(frame, drawn)
             return
         suffix = Path(file_name(frame.path)).suffix
-        file = self.save_dir / (self._stem(frame.path) + (suffix if suffix.lower() in WRITABLE_SUFFIXES else ".jpg"))
+        file = self.save_dir / (self._stem(frame) + (suffix if suffix.lower() in WRITABLE_SUFFIXES else ".jpg"))
         _refuse_overwriting(file, frame.path)
         write_image(file, drawn)
+        self.written["picture"] += 1
 
     def _write_video_frame(self, frame: Frame, drawn: np.ndarray) -> None:
         height, width = drawn.shape[:2]
         if frame.path not in self._videos:
             if frame.mode == "video":
                 self._close_videos()  # video files come one after another
-            file = self.save_dir / f"{self._stem(frame.path)}.mp4"
+            file = self.save_dir / f"{self._stem(frame)}.mp4"
             _refuse_overwriting(file, frame.path)
             video = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), frame.fps, (width, height))
             if not video.isOpened():
                 raise OSError(f"{file}: OpenCV cannot write this video (codec mp4v, {width}x{height}); try --nosave")
             self._videos[frame.path] = video, (width, height)
+            self.written["video"] += 1
         video, size = self._videos[frame.path]
         if (width, height) != size:
             drawn = cv2.resize(drawn, size)  # a stream that came back with another size
@@ -195,26 +211,42 @@ class ResultWriter:
 
     def _open_table(self):
         image_columns = ["image_class", "image_prob"] if self.cls_names else []
-        header = ["Image Name", "Prediction", "Confidence", "x1", "y1", "x2", "y2", *image_columns, "frame"]
+        header = [
+            "Image Name",
+            "Prediction",
+            "Confidence",
+            "x1",
+            "y1",
+            "x2",
+            "y2",
+            *image_columns,
+            "frame",
+            "name",
+            "path",
+        ]
         file = self.save_dir / "predictions.csv"
         is_new = not file.exists() or file.stat().st_size == 0
         if not is_new:
             with file.open(encoding="utf-8", newline="") as f:
                 if next(csv.reader(f)) != header:
                     raise ValueError(f"{file} is there with other columns: choose another --name, or move it away")
-        table = file.open("a", encoding="utf-8", newline="")
+        table = file.open("a", encoding="utf-8", newline="", errors="backslashreplace")
         if is_new:
             csv.writer(table).writerow(header)
         return table
 
     def name(self, frame: Frame) -> str:
         """Name without suffix for what is written of a frame; one of a video or stream has its number in it."""
-        return self._stem(frame.path) + (f"_{frame.number}" if frame.mode != "image" else "")
+        return self._stem(frame) + (f"_{frame.number}" if frame.mode != "image" else "")
 
-    def _stem(self, path: str) -> str:
+    def _stem(self, frame: Frame) -> str:
         """Name without suffix for the results of a path; another path of the same name gets a number."""
-        name = file_name(path)
-        return self._stems(path, Path(name).stem if "." in name else name)
+        name = file_name(frame.path)
+        return self._stems(frame.path, Path(name).stem if "." in name else name, frames=frame.mode != "image")
+
+    def summary(self) -> str:
+        """What was written, in words: `5 label files, 3 pictures`."""
+        return ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in self.written.items()) or "nothing"
 
 
 def write_image(file: str | Path, image: np.ndarray) -> None:
@@ -230,10 +262,10 @@ def file_name(path: str) -> str:
     if "://" not in path:
         return Path(path).name
     last = Path(urlparse(path).path).name
-    return last if "." in last else _safe(path.split("://", 1)[1])
+    return last if "." in last else safe_name(path.split("://", 1)[1])
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """A name without the characters that file systems refuse or read as folders."""
     return "".join(c if c.isalnum() or c in " ._-" else "_" for c in name).strip(" .") or "_"
 

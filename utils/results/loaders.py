@@ -14,7 +14,9 @@ import cv2
 import numpy as np
 
 from utils.augmentations import letterbox
-from utils.results.sources import VIDEO_SUFFIXES, FileSource, Frame, ScreenSource, StreamSource, lines_of
+from utils.results.frames import Frame
+from utils.results.sources import VIDEO_SUFFIXES, FileSource, lines_of
+from utils.results.streams import ScreenSource, StreamSource
 from utils.system.downloads import address_of
 
 VID_FORMATS = tuple(sorted(VIDEO_SUFFIXES))  # suffixes without their dot

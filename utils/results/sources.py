@@ -6,52 +6,28 @@ new one) and a context manager that frees cameras and threads. What cannot be re
 
 from __future__ import annotations
 
-import math
+import contextlib
+import os
 import re
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
 import cv2
-import numpy as np
 
-from utils.dataset.files import find_glob, has_wildcard, read_list
+from utils.dataset.files import find_glob, has_wildcard, is_companion, other_kind, other_kinds, read_list
+from utils.dataset.labels import Problem
 from utils.dataset.pictures import IMG_FORMATS, read_picture
+from utils.results.frames import Frame, Video
+from utils.results.streams import ScreenSource, StreamSource, is_url, public_name
 from utils.system.files import read_text
 
 IMAGE_SUFFIXES = frozenset(IMG_FORMATS)
-VIDEO_SUFFIXES = frozenset(["asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv"])
-URL_SCHEMES = frozenset(["http", "https", "rtmp", "rtsp", "rtsps", "tcp", "udp"])
-DEFAULT_FPS = 30.0
-
-
-@dataclass
-class Frame:
-    """One picture to look at.
-
-    Attributes:
-        image: BGR uint8 [H,W,3].
-        path: File name or address it came from; results of one path belong together.
-        mode: `"image"`, `"video"` (a file) or `"stream"` (live: address, camera, screen).
-        title: How the console names it: `image 1/6 a.jpg`, `video 2/6 (7/40) b.mp4`, `0: rtsp://…`.
-        number: Count of frames taken from this video or stream, from 1; 0 for pictures.
-        fps: Frames a second at which a video of these frames plays at true speed; None for pictures.
-        seconds: For live sources, time since the first frame; None elsewhere.
-        stream: Which of several streams it came from, from 0.
-    """
-
-    image: np.ndarray
-    path: str
-    mode: str
-    title: str
-    number: int = 0
-    fps: float | None = None
-    seconds: float | None = None
-    stream: int = 0
+VIDEO_SUFFIXES = frozenset(
+    ["3g2", "3gp", "asf", "avi", "f4v", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf"]
+    + ["ogv", "ts", "vob", "webm", "wmv"]
+)
 
 
 def open_source(source: str | Path, vid_stride: int = 1) -> FileSource | StreamSource | ScreenSource:
@@ -70,19 +46,21 @@ def open_source(source: str | Path, vid_stride: int = 1) -> FileSource | StreamS
         ValueError: Malformed text.
     """
     text = str(source).strip()
+    if not is_url(text):
+        text = os.path.expanduser(text)
     if not text:
         raise ValueError("--source is empty: name a picture, a folder, a video, a stream or a webcam id")
     if vid_stride < 1:
         raise ValueError(f"--vid-stride {vid_stride}: must be 1 or more")
     if text.lower().split()[0] == "screen" and not Path(text).exists():
         return ScreenSource(text)
-    if text.isnumeric() and not Path(text).exists():
+    if _is_webcam(text):
         return StreamSource([text], vid_stride)
     if text.lower().endswith(".streams"):
         if not Path(text).is_file():
             raise FileNotFoundError(f"--source {text}: there is no such list of streams")
         return StreamSource(lines_of(text), vid_stride)
-    if _is_url(text) and _kind(text) is None:
+    if is_url(text) and _kind(text) is None:
         return StreamSource([text], vid_stride)
     if (
         text.lower().endswith(".txt")
@@ -110,9 +88,15 @@ class FileSource:
     def __init__(self, source: str, vid_stride: int = 1):
         self.problems: list[str] = []
         self.vid_stride = vid_stride
+        self._passed: list[Problem] = []
         files = self._find(source)
-        self.images = [f for f in files if _kind(f) == "image"]
-        self.videos = [f for f in files if _kind(f) == "video"]
+        kinds = {f: _kind(f) or _kind_by_content(f) for f in files}
+        self.images = [f for f in files if kinds[f] == "image"]
+        self.videos = [f for f in files if kinds[f] == "video"]
+        for file in (f for f in files if not kinds[f]):
+            self._problem(f"{file}: neither a picture nor a video that can be read")
+        if others := other_kinds(self._passed):
+            self._problem(others)
         if not self.images and not self.videos:
             reasons = "".join(f"\n  {p}" for p in self.problems)
             deeper = ""
@@ -145,45 +129,53 @@ class FileSource:
             yield from self._video(path, f"video {i}/{total}")
 
     def _video(self, path: str, title: str) -> Iterator[list[Frame]]:
-        capture = self.capture = cv2.VideoCapture(path)
-        number = 0
+        self.capture = cv2.VideoCapture(path)
+        video = Video(self.capture, self.vid_stride)
         try:
-            total = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) // self.vid_stride  # 0 or less: not known
-            fps = _fps(capture) / self.vid_stride
-            while capture.isOpened():
-                ok, image = _next_frame(capture, self.vid_stride)
-                if not ok:
-                    break
-                number += 1
-                count = f"({number}/{total})" if total >= number else f"({number})"
-                yield [Frame(image, path, "video", f"{title} {count} {path}", number, fps)]
+            total = video.expected // self.vid_stride
+            taken = 0
+            while (image := video.read()) is not None:
+                taken += 1
+                count = f"({taken}/{total})" if total >= taken else f"({taken})"
+                yield [Frame(image, path, "video", f"{title} {count} {path}", video.number, video.fps)]
         finally:
-            capture.release()
-        if number == 0:
-            self._problem(f"{path}: not readable as a video")
+            self.capture.release()
+        if fault := video.fault():
+            self._problem(f"{path}: {fault}")
+
+    def summary(self) -> str:
+        """What was in the source, in words: `2 pictures and 1 video`."""
+        counts = ((len(self.images), "picture"), (len(self.videos), "video"))
+        return " and ".join(f"{n} {kind}{'s' * (n > 1)}" for n, kind in counts if n)
 
     def _find(self, source: str) -> list[str]:
         path = Path(source)
-        if _is_url(source):
+        if is_url(source):
             return [source]
         if path.is_dir():
-            return sorted(str(p) for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            return self._known(sorted(str(p) for p in path.iterdir() if not p.name.startswith(".")))
         if path.is_file() and path.suffix.lower() == ".txt":
             return self._find_listed(path)
         if path.is_file():
-            return [source]
+            return [source]  # whatever its suffix: its content tells
         if has_wildcard(source):
-            return [f for f in find_glob(source) if Path(f).is_file()]
+            return self._known(find_glob(source))
         place = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise FileNotFoundError(f"--source {source}: there is no such file or folder{place}")
+
+    def _known(self, files: list[str]) -> list[str]:
+        """Pictures and videos by their suffixes; what else there is but for the companions of pictures is counted."""
+        files = [f for f in files if Path(f).is_file()]
+        self._passed += [other_kind(f) for f in files if not _kind(f) and not is_companion(f)]
+        return [f for f in files if _kind(f)]
 
     def _find_listed(self, list_file: Path) -> list[str]:
         """What the entries of a list file name, see `read_list`."""
         files: list[str] = []
         for number, entry, path in read_list(list_file):
-            if _is_url(entry):
+            if is_url(entry):
                 if _kind(entry) is None:
-                    entry = _public_name(entry)
+                    entry = public_name(entry)
                     self._problem(f"{list_file}:{number}: {entry} is a stream; streams need a list of their own")
                 else:
                     files.append(entry)
@@ -199,228 +191,36 @@ class FileSource:
         print(f"WARNING: {text}; left out", file=sys.stderr)
 
 
-class StreamSource:
-    """Live streams and webcams, each read in a thread of its own that keeps the newest frame only.
-
-    A stream that stops is opened again after a growing pause; after `retries` failures in a row it ends. Local video
-    files may stand in a list of streams, too: they are read frame by frame, beside one another.
-    """
-
-    live = True
-
-    def __init__(self, addresses: list[str], vid_stride: int = 1, retries: int = 6, pause: float = 1.0):
-        if not addresses:
-            raise ValueError("--source: the list of streams is empty")
-        self.problems: list[str] = []
-        self.vid_stride, self.retries, self.pause = vid_stride, retries, pause
-        self._news = threading.Condition()
-        self._stop = threading.Event()
-        self._streams: list[_Stream] = []
-        for address in addresses:
-            capture = cv2.VideoCapture(_capture_argument(address))
-            if capture.isOpened():
-                self._streams.append(_Stream(len(self._streams), address, capture))
-            else:
-                capture.release()
-                self.problems.append(_cannot_open(address))
-        if not self._streams:
-            raise ConnectionError("\n".join(self.problems))
-        for problem in self.problems:
-            print(f"WARNING: {problem}", file=sys.stderr)
-        self._threads = [threading.Thread(target=self._read, args=(s,), daemon=True) for s in self._streams]
-        for thread in self._threads:
-            thread.start()
-
-    @property
-    def names(self) -> list[str]:
-        """Of the streams that could be opened."""
-        return [s.name for s in self._streams]
-
-    def __len__(self) -> int:
-        return len(self._streams)
-
-    def __enter__(self) -> StreamSource:
-        return self
-
-    def __exit__(self, *exc) -> None:
-        self._stop.set()
-        with self._news:
-            self._news.notify_all()
-        for thread in self._threads:
-            thread.join(timeout=2)
-
-    def __iter__(self) -> Iterator[list[Frame]]:
-        while True:
-            with self._news:
-                # the timeout keeps Ctrl-C working on systems where a wait cannot be interrupted
-                self._news.wait_for(lambda: any(s.frame for s in self._streams) or self._all_done(), timeout=1)
-                frames = [s.frame for s in self._streams if s.frame]
-                for s in self._streams:
-                    s.frame = None
-                self._news.notify_all()
-                if not frames and self._all_done():
-                    return
-            if frames:
-                yield frames
-
-    def _all_done(self) -> bool:
-        return all(s.done for s in self._streams)
-
-    def _read(self, stream: _Stream) -> None:
-        failures, start = 0, None
-        try:
-            while not self._stop.is_set():
-                ok, image = _next_frame(stream.capture, self.vid_stride)
-                if ok:
-                    failures = 0
-                    start = start or time.monotonic()
-                    self._publish(stream, image, time.monotonic() - start)
-                elif not stream.live:
-                    return  # a file's end
-                elif failures == self.retries:
-                    self._problem(f"stream {stream.name}: reconnecting failed {failures} times, it ends here")
-                    return
-                else:
-                    failures += 1
-                    print(
-                        f"WARNING: stream {stream.name} gives no frames, check the connection; "
-                        f"reconnecting ({failures} of {self.retries})",
-                        file=sys.stderr,
-                    )
-                    self._stop.wait(min(self.pause * 2 ** (failures - 1), 10 * self.pause))
-                    stream.capture.open(_capture_argument(stream.address))
-        finally:
-            stream.capture.release()
-            with self._news:
-                stream.done = True
-                self._news.notify_all()
-
-    def _publish(self, stream: _Stream, image: np.ndarray, seconds: float) -> None:
-        with self._news:
-            if not stream.live:  # a file loses no frame: wait until the last one was taken
-                self._news.wait_for(lambda: stream.frame is None or self._stop.is_set())
-            stream.number += 1
-            title = f"{stream.index}: {stream.name} ({stream.number})"
-            fps = stream.fps / self.vid_stride
-            seconds = seconds if stream.live else None
-            stream.frame = Frame(image, stream.name, "stream", title, stream.number, fps, seconds, stream.index)
-            self._news.notify_all()
-
-    def _problem(self, text: str) -> None:
-        self.problems.append(text)
-        print(f"WARNING: {text}", file=sys.stderr)
-
-
-class _Stream:
-    def __init__(self, index: int, address: str, capture: cv2.VideoCapture):
-        self.index, self.address, self.capture = index, address, capture
-        self.name = _public_name(address)
-        self.live = _is_url(address) or address.isnumeric()
-        self.fps = _fps(capture)
-        self.frame: Frame | None = None
-        self.number = 0
-        self.done = False
-
-
-class ScreenSource:
-    """Pictures of a screen, as fast as they come: `screen`, `screen 1`, `screen 0 left top width height` (pixels)."""
-
-    live = True
-
-    def __init__(self, text: str = "screen"):
-        try:
-            import mss
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError("--source screen needs the package mss: pip install mss") from None
-        try:
-            numbers = [int(n) for n in text.split()[1:]]
-        except ValueError:
-            numbers = [0] * 9
-        if len(numbers) not in (0, 1, 4, 5):
-            raise ValueError(f"--source '{text}': write screen [NUMBER] [LEFT TOP WIDTH HEIGHT]")
-        self.problems: list[str] = []
-        self.number = numbers[0] if len(numbers) in (1, 5) else 0
-        try:
-            self._grabber = mss.mss()
-        except Exception as e:  # mss has an error class for each system
-            raise OSError(f"--source screen: the screen cannot be read here ({e})") from None
-        last = len(self._grabber.monitors) - 1
-        if self.number > last:
-            raise ValueError(f"--source '{text}': screens are numbered from 0 (all of them) to {last}")
-        monitor = self._grabber.monitors[self.number]
-        left, top, width, height = numbers[-4:] if len(numbers) >= 4 else (0, 0, monitor["width"], monitor["height"])
-        self.area = {"left": monitor["left"] + left, "top": monitor["top"] + top, "width": width, "height": height}
-
-    def __len__(self) -> int:
-        return 1
-
-    def __enter__(self) -> ScreenSource:
-        return self
-
-    def __exit__(self, *exc) -> None:
-        self._grabber.close()
-
-    def __iter__(self) -> Iterator[list[Frame]]:
-        start, number = time.monotonic(), 0
-        while True:
-            image = np.ascontiguousarray(np.asarray(self._grabber.grab(self.area))[:, :, :3])  # BGRA → BGR
-            number += 1
-            title = f"screen {self.number} ({number})"
-            yield [Frame(image, f"screen{self.number}", "stream", title, number, DEFAULT_FPS, time.monotonic() - start)]
-
-
-def _next_frame(capture: cv2.VideoCapture, stride: int) -> tuple[bool, np.ndarray | None]:
-    """The `stride`-th frame from here; the frames between are not decoded."""
-    for _ in range(stride):
-        if not capture.grab():
-            return False, None
-    ok, image = capture.retrieve()
-    if ok and image.ndim == 2:
-        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    return ok, image
-
-
-def _fps(capture: cv2.VideoCapture) -> float:
-    """Frames a second; containers and cameras that do not know it say 0, NaN or something absurd."""
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    return fps if math.isfinite(fps) and 0 < fps <= 1000 else DEFAULT_FPS
-
-
-def _is_url(text: str) -> bool:
-    return "://" in text and urlparse(text).scheme.lower() in URL_SCHEMES
-
-
 def _is_stream(text: str) -> bool:
     """Whether a line names a stream or a webcam, and can be nothing else."""
-    return (_is_url(text) and _kind(text) is None) or (text.isnumeric() and not Path(text).exists())
+    return (is_url(text) and _kind(text) is None) or _is_webcam(text)
+
+
+def _is_webcam(text: str) -> bool:
+    return bool(re.fullmatch(r"/dev/video\d+", text)) or (text.isnumeric() and not Path(text).exists())
 
 
 def _kind(path: str) -> str | None:
     """`"image"`, `"video"` or None by the suffix; an address's query does not count."""
-    suffix = Path(urlparse(path).path if _is_url(path) else path).suffix.lower().lstrip(".")
-    if _is_url(path) and urlparse(path).scheme.lower() not in ("http", "https"):
+    suffix = Path(urlparse(path).path if is_url(path) else path).suffix.lower().lstrip(".")
+    if is_url(path) and urlparse(path).scheme.lower() not in ("http", "https"):
         return None  # rtsp://camera/live.mp4 is a stream
     return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
+
+
+def _kind_by_content(path: str) -> str | None:
+    """The kind of a file of another suffix that was named by itself: what a decoder reads."""
+    with contextlib.suppress(OSError, ValueError):
+        read_picture(path)
+        return "image"
+    capture = cv2.VideoCapture(path)
+    try:
+        return "video" if capture.isOpened() and capture.grab() else None
+    finally:
+        capture.release()
 
 
 def lines_of(path: str | Path) -> list[str]:
     """Lines of a list of streams, without empty ones and comments."""
     lines = (line.strip() for line in read_text(path).splitlines())
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def _capture_argument(address: str) -> int | str:
-    return int(address) if address.isnumeric() else address
-
-
-def _cannot_open(address: str) -> str:
-    if address.isnumeric():
-        return f"webcam {address} cannot be opened: is one connected, free, and allowed for this program?"
-    if re.search(r"(^|\.)(youtube\.com|youtu\.be)$", urlparse(address).hostname or ""):
-        return f"{address} is a web page, not a stream: pass the stream's own address (for example from yt-dlp -g)"
-    return f"stream {_public_name(address)} cannot be opened: check the address and the network"
-
-
-def _public_name(address: str) -> str:
-    """The address without user name and password, which belong neither on a console nor into a file name."""
-    return re.sub(r"(?<=://)[^/@]*@", "", address)

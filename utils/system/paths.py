@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import os
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -51,23 +53,61 @@ def find_file(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
 
 
 class UniqueStems:
-    """Stems for files about pictures: equal stems from different folders get `_2`, `_3` and so on."""
+    """Stems for the results of inputs, one-to-one: equal stems of different paths get `_2`, `_3` and so on.
 
-    def __init__(self) -> None:
+    Two names are equal where some file system takes them for one: in other case, in another Unicode form. The frames
+    of a video have names too, its stem with `_1`, `_2`, …, and none of them is another input's.
+
+    Args:
+        reserved: names that are no input's, such as folders beside the results.
+    """
+
+    def __init__(self, reserved: Iterable[str] = ()) -> None:
         self._stems: dict[str, str] = {}  # by path
-        self._used: set[str] = set()
+        self._used = set(map(_same_file, reserved))
+        self._videos: set[str] = set()
+        self._renamed = False
 
-    def __call__(self, path: str | Path, stem: str | None = None) -> str:
-        """The stem for `path`, always the same; built on `stem` where given."""
+    def __call__(self, path: str | Path, stem: str | None = None, frames: bool = False) -> str:
+        """The stem for `path`, always the same; built on `stem` where given.
+
+        Args:
+            frames: the results of its frames have a number after the stem.
+        """
         path = str(path)
         if path not in self._stems:
             wanted = name = stem or Path(path).stem
             number = 2
-            while name in self._used:
+            while not self._free(_same_file(name), frames):
                 name, number = f"{wanted}_{number}", number + 1
+                self._renamed = True
             self._stems[path] = name
-            self._used.add(name)
+            self._used.add(_same_file(name))
+            if frames:
+                self._videos.add(_same_file(name))
         return self._stems[path]
+
+    def _free(self, name: str, frames: bool) -> bool:
+        if name in self._used or (frames and any(_is_frame(other, name) for other in self._used)):
+            return False
+        return not any(_is_frame(name, video) for video in self._videos)
+
+    def save(self, folder: Path) -> None:
+        """Where an input is not found by its results' name, write `names.csv`, which has both, and say so."""
+        if self._renamed:
+            file = folder / "names.csv"
+            with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f:
+                csv.writer(f).writerows([("name", "path"), *((name, path) for path, name in self._stems.items())])
+            print(f"Some inputs have the same name: {file} says which result is whose")
+
+
+def _same_file(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _is_frame(name: str, video: str) -> bool:
+    head, _, number = name.rpartition("_")
+    return head == video and number.isdecimal()
 
 
 def increment_path(path: str | Path, exist_ok: bool = False, sep: str = "", mkdir: bool = False) -> Path:
