@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -23,7 +23,7 @@ class Stopwatch:
     """Adds up the seconds spent in named stages, with the device's queue emptied at both ends."""
 
     def __init__(self, device: torch.device):
-        self.device, self.seconds = device, defaultdict(float)
+        self.device, self.seconds = device, Counter()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

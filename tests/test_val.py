@@ -158,7 +158,7 @@ def test_training_mode_comes_back_and_losses_are_means_per_picture(data, tmp_pat
         calls.append(len(logits))
         assert targets.shape[1] == 6 and image_targets.shape == logits.shape
         value = torch.tensor(float(len(calls)))
-        return value, SimpleNamespace(box=value, obj=value * 2, cls=value * 0, image=value)
+        return SimpleNamespace(parts={"box": value, "obj": value * 2, "cls": value * 0, "image": value})
 
     oracle = Oracle().train()
     results = run(data, oracle, save_dir=tmp_path, plots=False, criterion=criterion)

@@ -340,6 +340,7 @@ def create_dataloader(
     quad: bool = False,
     weighted: bool = False,
     nc: int | None = None,
+    once: bool = False,
     pin_memory: bool | None = None,
     prefix: str = "",
 ) -> tuple[JointLoader, JointDataset]:
@@ -349,6 +350,8 @@ def create_dataloader(
         batch_size: of this process.
         workers: processes at most; no more than this process's share of the cores. 0: in the main process.
         rank, world_size: which share of the pictures to read under distributed training.
+        once: share out the batches that one process would read, each to one process, for validation; otherwise each
+            process makes as many batches, of pictures of which some come up twice.
         weighted: `--image-weights`; the weights are those of class frequency until `set_weights` is called.
         nc: object classes, for the first weights.
         pin_memory: None: where there is a CUDA device.
@@ -383,7 +386,8 @@ def create_dataloader(
         seed=seed,
         rank=rank,
         world_size=world_size,
-        whole_batches=rect,
+        whole_batches=rect or once,
+        once=once,
     )
     loader = JointLoader(
         dataset,

@@ -2,6 +2,8 @@
 calibration of the image-level answer.
 
 `DetectionMetrics` and `ImageMetrics` take one picture or one batch at a time and give a plain dictionary at the end.
+What several processes collected merges into what one of them would have, to the last bit: it is put into the order of
+the batches' numbers before anything is summed up.
 """
 
 from __future__ import annotations
@@ -197,6 +199,12 @@ def unique_keys(names: dict[int, str]) -> dict[int, str]:
     return {i: name if seen.count(name) == 1 else f"{name} ({i})" for i, name in names.items()}
 
 
+def in_order(numbers: Sequence[int], *lists: list) -> list[list]:
+    """The lists in the order of the numbers; entries of one number stay as they are."""
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    return [[entries[i] for i in order] for entries in lists]
+
+
 class DetectionMetrics:
     """Collects detections and labels picture by picture.
 
@@ -214,24 +222,35 @@ class DetectionMetrics:
         self._correct: list[np.ndarray] = []
         self._found: list[np.ndarray] = []  # confidence, class
         self._labels: list[np.ndarray] = []
+        self._numbers: list[int] = []
         self._images_with = np.zeros(len(names), dtype=int)
 
-    def update(self, detections: Tensor, labels: Tensor) -> None:
-        """Adds a picture: detections ``[n,6]`` best first, labels ``[m,5]`` (class, xyxy), both in its own pixels."""
+    def update(self, detections: Tensor, labels: Tensor, number: int = 0) -> None:
+        """Adds a picture: detections ``[n,6]`` best first, labels ``[m,5]`` (class, xyxy), both in its own pixels;
+        ``number`` is that of its batch."""
         detections, labels = detections.detach().cpu(), labels.detach().cpu()
         self.images += 1
         self._correct.append(match_predictions(detections, labels))
         self._found.append(detections[:, 4:6].numpy())
         self._labels.append(labels[:, 0].numpy())
+        self._numbers.append(number)
         self._images_with[np.unique(self._labels[-1]).astype(int)] += 1
         self.confusion.process_batch(detections, labels)
 
+    def merge(self, other: DetectionMetrics) -> None:
+        """Adds the pictures that another one collected."""
+        self.images += other.images
+        self.confusion.matrix += other.confusion.matrix
+        self._images_with += other._images_with
+        for name in ("_correct", "_found", "_labels", "_numbers"):
+            getattr(self, name).extend(getattr(other, name))
+
     def stats(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Arguments of `ap_per_class`: tp ``[n,10]``, confidence ``[n]``, class ``[n]``, label class ``[m]``."""
-        correct = np.concatenate([np.zeros((0, len(IOU_LEVELS)), dtype=bool), *self._correct])
-        found = np.concatenate([np.zeros((0, 2), dtype=np.float32), *self._found])
-        labels = np.concatenate([np.zeros(0, dtype=np.float32), *self._labels])
-        return correct, found[:, 0], found[:, 1], labels
+        correct, found, labels = in_order(self._numbers, self._correct, self._found, self._labels)
+        correct = np.concatenate([np.zeros((0, len(IOU_LEVELS)), dtype=bool), *correct])
+        found = np.concatenate([np.zeros((0, 2), dtype=np.float32), *found])
+        return correct, found[:, 0], found[:, 1], np.concatenate([np.zeros(0, dtype=np.float32), *labels])
 
     def compute(self) -> dict:
         """Means over the classes that have labels, and each class; a class without labels has None as its metrics."""
@@ -305,9 +324,11 @@ class ImageMetrics:
         self.unknown = 0
         self._probs: list[np.ndarray] = []
         self._true: list[np.ndarray] = []
+        self._numbers: list[int] = []
 
-    def update(self, probs: Tensor, target: Tensor) -> None:
-        """Adds a batch: probabilities ``[B,C]``, targets ``[B,C]`` (one-hot; a row of zeros is unknown)."""
+    def update(self, probs: Tensor, target: Tensor, number: int = 0) -> None:
+        """Adds a batch, by its number: probabilities ``[B,C]``, targets ``[B,C]`` (one-hot; a row of zeros is
+        unknown)."""
         probs, target = probs.detach().float().cpu().numpy(), target.detach().float().cpu().numpy()
         if probs.shape != target.shape or probs.shape[1] != len(self.names):
             raise ValueError(
@@ -318,6 +339,13 @@ class ImageMetrics:
         self.unknown += int((~known).sum())
         self._probs.append(np.nan_to_num(probs[known]))
         self._true.append(target[known].argmax(1))
+        self._numbers.append(number)
+
+    def merge(self, other: ImageMetrics) -> None:
+        """Adds the batches that another one collected."""
+        self.unknown += other.unknown
+        for name in ("_probs", "_true", "_numbers"):
+            getattr(self, name).extend(getattr(other, name))
 
     @property
     def known(self) -> int:
@@ -349,7 +377,7 @@ class ImageMetrics:
                 | {"per_class": {k: dict(empty) for k in keys.values()}, "confusion_matrix": counts_table}
             )
 
-        probs, true = np.concatenate(self._probs), np.concatenate(self._true)
+        probs, true = map(np.concatenate, in_order(self._numbers, self._probs, self._true))
         precision = hits / np.maximum(predicted, 1)
         recall = hits / np.maximum(support, 1)
         f1 = 2 * hits / np.maximum(support + predicted, 1)

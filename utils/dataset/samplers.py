@@ -27,6 +27,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         whole_batches: pictures stay in the batches of their numbers (rectangular shapes); whole batches are shuffled
             and shared out.
         rank, world_size: this process and how many there are; -1 and 1 without distribution.
+        once: with whole_batches: no batch comes up twice, so some processes may have one fewer than others.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         rank: int = -1,
         world_size: int = 1,
         whole_batches: bool = False,
+        once: bool = False,
     ):
         if count < 1 or batch_size < 1:
             raise ValueError(f"cannot make batches of {batch_size} from {count} pictures")
@@ -46,7 +48,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
             raise ValueError(f"rank {rank} is not one of {world_size} processes")
         self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
         self.rank, self.world_size = max(rank, 0), max(world_size, 1)
-        self.whole_batches = whole_batches
+        self.whole_batches, self.once = whole_batches, once
         self.epoch, self.mosaic = 0, True
         self.weights: np.ndarray | None = None
 
@@ -67,7 +69,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
     def __len__(self) -> int:
         if self.whole_batches:
-            return -(-self.count // self.batch_size // self.world_size)
+            return len(range(self.rank if self.once else 0, -(-self.count // self.batch_size), self.world_size))
         return -(-self.count // self.world_size // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -77,7 +79,8 @@ class EpochBatchSampler(Sampler[list[Key]]):
                 np.arange(a, min(a + self.batch_size, self.count)) for a in range(0, self.count, self.batch_size)
             ]
             order = rng.permutation(len(batches)) if self.shuffle else np.arange(len(batches))
-            order = np.resize(order, len(self) * self.world_size)
+            if not self.once:
+                order = np.resize(order, len(self) * self.world_size)
             mine = [batches[b] for b in order[self.rank :: self.world_size]]
             repeats = [
                 np.full(len(b), n) for b, n in zip(mine, _repeats(order)[self.rank :: self.world_size], strict=True)

@@ -16,7 +16,9 @@ from utils.dataset.scan import DatasetIndex
 from utils.metrics import CURVE_POINTS, DetectionMetrics, ImageMetrics
 from utils.results import coco
 from utils.results.curves import plot_confusion_matrix, plot_metric_curve, plot_pr_curve
+from utils.results.detections import label_text
 from utils.results.drawing import plot_images
+from utils.system.paths import UniqueStems
 
 PLOTTED_BATCHES = 3
 
@@ -127,6 +129,16 @@ def draw_batch(batch: int, images, targets, image_targets, found, probs, paths, 
     file = str(save_dir / f"val_batch{batch}_%s.jpg")
     plot_images(images, targets, image_targets, paths, file % "labels", names, cls_names[0])
     plot_images(images, torch.cat(rows), probs, paths, file % "pred", names, cls_names[1])
+
+
+def write_labels(pictures: Sequence, folder: Path, with_conf: bool) -> int:
+    """Writes a label file for each picture (see `models.validation.Picture`) and returns their number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stems = UniqueStems()
+    for p in pictures:
+        text = label_text(p.with_known, p.probs, p.size, 0 if p.probs is None else len(p.probs), with_conf)
+        (folder / f"{stems(p.path)}.txt").write_text(text, encoding="utf-8")
+    return len(pictures)
 
 
 def write_coco(

@@ -24,3 +24,17 @@ def parse_words(
         args, known = None, args
     words = translate(sys.argv[1:] if args is None else args)
     return parser.parse_known_args(words)[0] if known else parser.parse_args(words)
+
+
+def filled_in(defaults: argparse.Namespace, options: dict, script: str) -> argparse.Namespace:
+    """The options of a call from Python, with a command line's defaults for those that are left out.
+
+    Args:
+        script: Named in the error.
+
+    Raises:
+        TypeError: An option of an unknown name.
+    """
+    if unknown := set(options) - set(vars(defaults)):
+        raise TypeError(f"{script}.run() knows no {', '.join(sorted(unknown))}; see {script}.py --help")
+    return argparse.Namespace(**vars(defaults) | options)

@@ -200,7 +200,7 @@ def init_world(device: torch.device) -> World:
         return World()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # rank 0 validates alone while the others wait, which may take longer than the default time-out
+    # the others wait while rank 0 scans the data or draws, which may take longer than the default time-out
     backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(hours=3))
     return World(dist.get_rank(), dist.get_world_size())
@@ -223,6 +223,21 @@ def broadcast_object(value, world: World):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather_objects(value, world: World) -> list:
+    """Every rank's value, in their order, on rank 0; nothing on the others."""
+    if not world.distributed:
+        return [value]
+    values = [None] * world.size if world.is_main else None
+    dist.gather_object(value, values)
+    return values or []
+
+
+def leave_world(world: World) -> None:
+    """End the process group."""
+    if world.distributed:
+        dist.destroy_process_group()
 
 
 def all_reduce_mean(value: torch.Tensor, world: World) -> torch.Tensor:
