@@ -81,9 +81,11 @@ def train(opt: Options, hyp: dict, resumed: Checkpoint | None = None) -> dict:
 
     def evaluate(epoch: int) -> Evaluation | None:
         nonlocal maps
-        if not main or (opt.noval and epoch < opt.epochs - 1):
+        if opt.noval and epoch < opt.epochs - 1:
             return None
         results = validate(run, engine, val_loader, criterion)
+        if not main:
+            return None
         maps = results["detection"]["maps"]
         return results["fitness"], results
 
@@ -136,12 +138,17 @@ def summary(run: Run, engine: Engine, loader, first_epoch: int) -> list[str]:
 
 
 def validate(run: Run, engine: Engine, loader, criterion: ComputeJointLoss) -> dict:
-    """Both tasks on the validation pictures, with the averaged weights."""
+    """Both tasks on the validation pictures, of which each process takes its share, with the averaged weights.
+
+    Returns:
+        See `val_joint.run`; {} on all processes but the first.
+    """
     opt = run.opt
+    engine.ema.share(run.world)
     return val_joint.run(
         run.data, model=engine.ema.model, dataloader=loader, imgsz=run.imgsz, device=run.device, plots=False,
         save_dir=run.save_dir, single_cls=opt.single_cls, criterion=criterion, fitness_weight=opt.fitness_weight,
-        amp=opt.amp,
+        amp=opt.amp, world=run.world,
     )  # fmt: skip
 
 

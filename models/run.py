@@ -149,14 +149,13 @@ def scan_split(run: Run, split: str) -> DatasetIndex:
 
 
 def build_loaders(run: Run, model: Model) -> tuple:
-    """Batches to train on and, on the first process, to validate on (else None)."""
-    opt, main = run.opt, run.world.is_main
-    with main_first(run.world):
-        train_index = scan_split(run, "train")
-        val_index = scan_split(run, "val") if main else None
-    if val_index is not None and (same := shared_pictures(train_index, val_index)):
+    """This process's batches to train on and to validate on."""
+    opt, world = run.opt, run.world
+    with main_first(world):
+        train_index, val_index = scan_split(run, "train"), scan_split(run, "val")
+    if same := shared_pictures(train_index, val_index):
         warn(f"{same} validation pictures are also training pictures, so the metrics flatter the model")
-    if val_index is not None and run.data.group:
+    if run.data.group:
         leaks = leaking_groups(train_index.im_files, val_index.im_files, run.data.group)
         if leaks:
             some = ", ".join(leaks[:3]) + " …" * (len(leaks) > 3)
@@ -164,17 +163,16 @@ def build_loaders(run: Run, model: Model) -> tuple:
                 f"{len(leaks)} groups ({some}) are in train and in val, so the metrics flatter the model; "
                 "check_data.py --folds or --split keeps them apart"
             )
-    world, batch_size, stride = run.world, run.batch_size // run.world.size, model.multiple
+    batch_size, stride = run.batch_size // world.size, model.multiple
     loader, _ = create_dataloader(
         train_index, run.imgsz, batch_size, hyp=run.hyp, stride=stride, augment=True, rect=run.rect, cache=opt.cache,
         cls_nc=run.data.cls_nc, workers=opt.workers, rank=world.rank, world_size=world.size, shuffle=not run.rect,
         seed=opt.seed, quad=opt.quad, weighted=opt.image_weights, nc=run.data.nc, prefix="train",
     )  # fmt: skip
-    if val_index is None:
-        return loader, None
     val_loader, _ = create_dataloader(
         val_index, run.imgsz, batch_size * 2, hyp=run.hyp, stride=stride, augment=False, rect=True, pad=0.5,
-        cache=None if opt.noval else opt.cache, cls_nc=model.cls_nc, workers=opt.workers, prefix="val",
+        cache=None if opt.noval else opt.cache, cls_nc=model.cls_nc, workers=opt.workers, rank=world.rank,
+        world_size=world.size, once=True, prefix="val",
     )  # fmt: skip
     return loader, val_loader
 
@@ -202,7 +200,7 @@ def build_engine(run: Run, model: Model, batches: int, transferred: Sequence[str
     for p in model.parameters():
         p.requires_grad_(p.requires_grad and id(p) in trained)
     return Engine(
-        model, optimizer, schedule, balancer, run.device, run.precision, run.world.is_main, world=run.world,
+        model, optimizer, schedule, balancer, run.device, run.precision, world=run.world,
         parts=model.independent_parts(),
     )  # fmt: skip
 

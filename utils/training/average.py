@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from utils.system.devices import World
+
 
 def ema_constants(updates: int) -> tuple[float, float]:
     """Decay and tau of the weight average for a run of so many optimiser steps.
@@ -44,6 +46,15 @@ class ModelEMA:
         """Take in the model's present state; call after an optimiser step."""
         self.updates += 1
         torch._foreach_lerp_(self._mean, self._live, 1 - self.decay_at(self.updates))
+
+    def share(self, world: World) -> None:
+        """Rank 0's average on every rank: each saw other pictures, so their batch norms' statistics differ."""
+        if not world.distributed:
+            return
+        flat = torch.cat([mean.reshape(-1) for mean in self._mean])
+        torch.distributed.broadcast(flat, 0)
+        for mean, part in zip(self._mean, flat.split([mean.numel() for mean in self._mean]), strict=True):
+            mean.copy_(part.view_as(mean))
 
     def state_dict(self) -> dict:
         return {"state_dict": self.model.state_dict(), "updates": self.updates}

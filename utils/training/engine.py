@@ -47,7 +47,7 @@ class Engine:
         schedule: Learning rates, momentum and accumulation by batch number.
         balancer: Turns task losses into gradients.
         amp_dtype: Autocast type; None is float32. float16 brings a gradient scaler.
-        ema: Keep a weight average (rank 0 only needs it).
+        ema: Keep a weight average.
         max_norm: Gradients are clipped to this norm.
         parts: Parameters that no common gradient reaches, each part clipped by its own norm, so that one cannot
             shorten the steps of another; None: all are one part.
