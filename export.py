@@ -2,8 +2,9 @@
 
     python export.py --weights runs/train/exp/weights/best.pt --include torchscript onnx openvino
 
-`state_dict` is the way back: the detection part of a joint model as plain weights under YOLOv5's names. Every file is
-compared with the network before it gets its name. `detect.py` and `val_joint.py` run all of them but the last.
+`yolov5` is the way back: the detection part as a checkpoint that YOLOv5's own scripts load; `state_dict` has the same
+weights alone. Every file is compared with the network before it gets its name. `detect.py` and `val_joint.py` run all
+of them but the last.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def run(
     """Export one weight file; the arguments are the command line's (`--help`).
 
     Returns:
-        What was written, beside the weights: best.torchscript, best.onnx, best_openvino_model/, best_state_dict.pt.
+        What was written, beside the weights: best.torchscript, best.onnx, best_openvino_model/, best_state_dict.pt,
+        best_yolov5.pt.
 
     Raises:
         FileNotFoundError: No such weights.
@@ -201,7 +203,7 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
     add("--topk-all", type=int, default=100, help="--nms: most detections per picture")
     add("--iou-thres", type=float, default=0.45, help="--nms: IoU threshold")
     add("--conf-thres", type=float, default=0.25, help="--nms: confidence threshold")
-    add("--include", nargs="+", default=["torchscript"], help="formats: torchscript onnx openvino state_dict")
+    add("--include", nargs="+", default=["torchscript"], help="formats: torchscript onnx openvino yolov5 state_dict")
     return parse_words(parser, args, known)
 
 

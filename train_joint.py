@@ -21,7 +21,7 @@ from torch import nn
 
 import val_joint
 from models.run import Run, build_engine, build_loaders, load_resumed, start, take_folder
-from models.training import epoch_record, more_scalars, table_columns, train_epoch
+from models.training import epoch_record, more_scalars, table_columns, trace_columns, train_epoch
 from models.yolo import Model
 from utils.autoanchor import autoanchor
 from utils.balancing import add_balancer_arguments
@@ -29,7 +29,8 @@ from utils.dataset.config import load_hyp
 from utils.dataset.samplers import image_weights
 from utils.dataset.scan import DatasetIndex
 from utils.loss import ComputeJointLoss, scale_gains
-from utils.results.curves import plot_labels, plot_results, plot_task_weights
+from utils.results.balance import plot_task_weights
+from utils.results.curves import plot_labels, plot_results
 from utils.system.arguments import parse_words
 from utils.system.devices import broadcast_object, device_ids, init_world, select_device
 from utils.system.paths import ROOT, find_file
@@ -68,7 +69,9 @@ def train(opt: Options, hyp: dict, resumed: Checkpoint | None = None) -> dict:
     net = model
     if run.world.distributed:
         ids = [run.device.index] if run.device.type == "cuda" else None
-        net = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        # A task that is switched off sends no gradient to its layers, which the wrapper would wait for.
+        off = not engine.balancer.weights.all()
+        net = nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=off)
     logger = open_records(run, criterion, model, train_index, first_epoch if resumed else None) if main else None
     say(*summary(run, engine, loader, first_epoch))
     whole_from = opt.epochs - min(opt.close_mosaic, opt.epochs // 2)
@@ -113,7 +116,7 @@ def open_records(run: Run, criterion: ComputeJointLoss, model: Model, index: Dat
     """The run's logger, with what is known before the first epoch written."""
     save_yaml(run.save_dir / "opt.yaml", run.settings())
     save_yaml(run.save_dir / "hyp.yaml", run.hyp)
-    logger = RunLogger(run.save_dir, table_columns(criterion), more_scalars(criterion))
+    logger = RunLogger(run.save_dir, table_columns(criterion), more_scalars(criterion), trace_columns(criterion.tasks))
     if resumed is not None:
         logger.resume(resumed)
     elif not run.opt.noplots:
@@ -192,7 +195,8 @@ def finish(run: Run, logger: RunLogger) -> dict:
     if not opt.noplots:
         plot_results(run.save_dir / "results.csv")
         if any(len(record["task_weights"]) > 1 for record in logger.history):
-            plot_task_weights(logger.history, run.save_dir / "task_weights.png")
+            trace = logger.trace.file if logger.trace.file.exists() else None
+            plot_task_weights(logger.history, run.save_dir / "task_weights.png", trace)
         for picture in sorted(run.save_dir.glob("*.png")) + sorted(run.save_dir.glob("*.jpg")):
             logger.image(picture.stem, picture)
     logger.close()

@@ -31,6 +31,7 @@ ROWS = {
     "GradNorm 0.5": "--gradnorm-layers all --balancer gradnorm --gradnorm-alpha 0.5",
     "GradNorm 1.5": "--gradnorm-layers all --balancer gradnorm --gradnorm-alpha 1.5",
     "GradNorm 1.5, last layer": "--gradnorm-layers last --balancer gradnorm --gradnorm-alpha 1.5",
+    "GradNorm 1.5, priorities 1.8 0.2": "--balancer gradnorm --gradnorm-alpha 1.5 --task-priorities 1.8 0.2",
     "UW": "--gradnorm-layers all --balancer uw",
     "UPGrad": "--gradnorm-layers all --balancer upgrad",
 }

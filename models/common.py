@@ -151,6 +151,9 @@ class MixConv2d(nn.Module):
         return self.act(self.bn(torch.cat([conv(x) for conv in self.m], 1)))
 
 
+MixConv2d.__module__ = "models.experimental"  # where YOLOv5 has it, by which its checkpoints name it
+
+
 class BottleneckCSP(nn.Module):
     """Cross-stage-partial block with plain convolutions at the split and one norm after the join (CSPNet, 2019)."""
 

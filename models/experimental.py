@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.common import MixConv2d  # noqa: F401 - YOLOv5 has it here
 from models.load import input_dtype, largest_stride, load_model, name_classes
 from utils.dataset.config import DataConfig
 

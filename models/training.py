@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -179,4 +180,19 @@ def epoch_record(run: Run, engine: Engine, criterion: ComputeJointLoss, epoch: i
         "seconds": trained["seconds"],
         "images_per_s": trained["images_per_s"],
         "peak_memory_gb": peak_memory_gb(run.device),
+        "trace": [trace_row(criterion.tasks, row) for row in stats["trace"]],
     }
+
+
+PER_TASK = {"loss": "losses", "norm": "norms", "weight": "weights", "ratio": "ratios"}
+
+
+def trace_columns(tasks: Sequence[str]) -> list[str]:
+    """Columns of balancer_trace.csv; none where there is nothing to balance."""
+    return ["step", *(f"{key}/{task}" for key in PER_TASK for task in tasks), "cosine"] if len(tasks) > 1 else []
+
+
+def trace_row(tasks: Sequence[str], row: dict) -> dict:
+    """A measurement of the balancer, see `Balancer.stats`, by the columns of balancer_trace.csv."""
+    flat = {f"{key}/{task}": row[many][i] for key, many in PER_TASK.items() for i, task in enumerate(tasks)}
+    return flat | {"step": row["step"], "cosine": next(iter(row["cosines"]), None)}  # of the one pair of two tasks

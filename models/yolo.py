@@ -374,6 +374,7 @@ class DetectionModel(nn.Module):
 
 
 Model = DetectionModel  # its name until YOLOv5 v6.1
+Detect.__module__ = __name__  # where YOLOv5 has it, by which its checkpoints name it
 
 
 def scale_image(image: Tensor, scale: float, multiple: int) -> Tensor:

@@ -38,6 +38,7 @@ FILES = {
     "onnx": "w.onnx",
     "openvino": "w_openvino_model",
     "state_dict": "w_state_dict.pt",
+    "yolov5": "w_yolov5.pt",
 }
 SIZE = (64, 96)
 
@@ -231,7 +232,7 @@ def test_float16_weights_for_openvino(weights):
         ("--include edgetpu", "edgetpu_compiler"),
         ("--include tfjs", "tensorflowjs_converter"),
         ("--include paddle", "x2paddle"),
-        ("--include nonsense", "the formats are torchscript, onnx, openvino, state_dict"),
+        ("--include nonsense", "the formats are torchscript, onnx, openvino, state_dict, yolov5"),
         ("--int8 --include openvino", "--int8 is not supported: .*NNCF"),
         ("--half", "--half for torchscript needs a GPU"),
         ("--half --include onnx openvino", "--half for onnx needs a GPU"),

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.training import more_scalars, table_columns
+from models.training import more_scalars, table_columns, trace_columns, trace_row
 from utils.results.curves import plot_results, read_results
 from utils.training.records import RunLogger, plain
 
@@ -151,6 +151,30 @@ def test_resume_drops_the_epochs_that_are_run_again(tmp_path):
     assert len(json.loads((tmp_path / "training_history.json").read_text())["epochs"]) == 4
 
 
+def test_the_trace_has_a_table_of_its_own_that_resumes(tmp_path):
+    columns = trace_columns(("det", "image"))
+    row = {"step": 123456, "losses": [0.5, None], "norms": [0.25, None], "weights": [1.5, 0.5], "ratios": [None, None]}
+    rows = [trace_row(("det", "image"), row | {"cosines": cosines}) for cosines in ([], [0.125])]
+
+    def log(first: int, epochs: dict[int, list]) -> str:
+        one = logger(tmp_path, trace=columns)
+        if first:
+            one.resume(first)
+        for epoch, rows in epochs.items():
+            one.epoch(record(epoch, trace=rows))
+        assert all("trace" not in entry for entry in one.history)
+        return (tmp_path / "balancer_trace.csv").read_text()
+
+    whole = log(0, {0: rows, 1: [], 2: rows})
+    data = read_results(tmp_path / "balancer_trace.csv")
+    assert data["epoch"].tolist() == [0, 0, 2, 2] and set(data["step"]) == {123456} and set(data["weight/det"]) == {1.5}
+    assert np.isnan(data["loss/image"]).all() and np.isnan(data["ratio/det"]).all()
+    np.testing.assert_equal(data["cosine"], [np.nan, 0.125] * 2)
+    assert log(2, {2: rows}) == whole
+    logger(tmp_path, trace=columns).epoch(record(0))  # a new run in the old folder, which measures nothing
+    assert not (tmp_path / "balancer_trace.csv").exists()
+
+
 def test_resume_of_a_cut_csv_and_without_a_history(tmp_path):
     log = logger(tmp_path)
     for epoch in range(3):
@@ -178,7 +202,7 @@ def test_resume_in_an_empty_folder(tmp_path):
     log = logger(tmp_path / "new")
     log.resume(7)
     log.epoch(record(7))
-    assert read_results(log.csv_file)["epoch"].tolist() == [7]
+    assert read_results(log.table.file)["epoch"].tolist() == [7]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"epochs": [{}]}', '{"epochs": 3}'])
@@ -200,7 +224,7 @@ def test_the_same_epoch_again_replaces_it(tmp_path):
     log = logger(tmp_path)
     for epoch in (0, 1, 1):
         log.epoch(record(epoch))
-    assert read_results(log.csv_file)["epoch"].tolist() == [0, 1] and len(log.history) == 2
+    assert read_results(log.table.file)["epoch"].tolist() == [0, 1] and len(log.history) == 2
 
 
 def test_a_file_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatch, capsys):
@@ -210,9 +234,9 @@ def test_a_file_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatc
         patch.setattr("utils.system.files.os.replace", lambda *_: (_ for _ in ()).throw(PermissionError("in use")))
         log.epoch(record(1))
     assert "results.csv" in capsys.readouterr().out
-    assert read_results(log.csv_file)["epoch"].tolist() == [0]  # the old file is whole
+    assert read_results(log.table.file)["epoch"].tolist() == [0]  # the old file is whole
     log.epoch(record(2))
-    assert read_results(log.csv_file)["epoch"].tolist() == [0, 1, 2]
+    assert read_results(log.table.file)["epoch"].tolist() == [0, 1, 2]
     assert sorted(f.name for f in tmp_path.iterdir()) == ["results.csv", "training_history.json"]
 
 
@@ -230,7 +254,7 @@ def test_missing_tensorboard_is_said_once(tmp_path, monkeypatch, capsys):
     log.epoch(record(1))
     log.image("x", tmp_path / "none.png")
     assert capsys.readouterr().out.count("TensorBoard is not installed") == 1
-    assert read_results(log.csv_file)["epoch"].tolist() == [0, 1]
+    assert read_results(log.table.file)["epoch"].tolist() == [0, 1]
 
 
 class Net(nn.Module):

@@ -16,13 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils.results.balance import plot_task_weights
 from utils.results.curves import (
     plot_confusion_matrix,
     plot_labels,
     plot_metric_curve,
     plot_pr_curve,
     plot_results,
-    plot_task_weights,
     read_results,
 )
 from utils.results.drawing import (

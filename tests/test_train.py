@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,7 @@ def test_joint_run_leaves_everything_a_user_expects(data, tiny_cfg, tmp_path):
         "val_batch0_pred.jpg",
         "results.png",
         "task_weights.png",
+        "balancer_trace.csv",
         "confusion_matrix.png",
         "image_confusion_matrix.png",
         "PR_curve.png",
@@ -194,6 +196,8 @@ def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch
     assert [r["epoch"] for r in resumed] == [0, 1, 2]
     for a, b in zip(uncut, resumed, strict=True):
         assert a["train"] == b["train"] and a["task_weights"] == b["task_weights"] and a["metrics"] == b["metrics"]
+    a, b = ((tmp_path / n / "balancer_trace.csv").read_text().splitlines() for n in ("uncut", "cut"))
+    assert a == b and len(a) == 1 + 9  # of nine optimiser steps
     a, b = (load_checkpoint(tmp_path / n / "weights/last.pt").state_dict for n in ("uncut", "cut"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     with pytest.raises(ValueError, match="finished"):
@@ -405,8 +409,10 @@ def test_several_devices_from_python_do_not_start_the_caller_anew(data, tiny_cfg
     assert started == [2]
 
 
-def test_two_processes_train_as_one(data, tiny_cfg, tmp_path):
-    args = arguments(data, tiny_cfg, tmp_path, epochs=1, noplots=True)
+@pytest.mark.parametrize("off", [False, True])
+def test_two_processes_train_as_one(data, tiny_cfg, tmp_path, off):
+    options = {"balancer": "fixed", "task-weights": [0, 1]} if off else {}  # then the detector's layers get no gradient
+    args = arguments(data, tiny_cfg, tmp_path, epochs=1, noplots=True, **options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run([*command, str(ROOT / "train_joint.py"), *args], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -433,3 +439,24 @@ def test_a_task_of_weight_0_is_not_trained(data, tiny_cfg, tmp_path, weights, of
     assert list(record["task_weights"].values()) == weights and record["grad_norms"] is None
     assert record["train"]["det"] > 0 and record["train"]["image"] > 0
     assert results["image"] and results["detection"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes of torchrun in /proc")
+def test_torchrun_starts_a_killed_run_again_and_it_goes_on(data, tiny_cfg, tmp_path):
+    args = arguments(data, tiny_cfg, tmp_path, epochs=4, noplots=True, resume="auto")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["--max-restarts", "1", str(ROOT / "train_joint.py"), *args]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log.txt").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        table, deadline = tmp_path / "exp/results.csv", time.time() + 200
+        while not table.exists() and time.time() < deadline:
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        assert process.wait(300) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    starts = re.findall(r"Training epochs (\d) to 3", (tmp_path / "log.txt").read_text())
+    assert len(starts) == 2 and starts[0] == "0" and int(starts[1]) >= 1
+    assert [r["epoch"] for r in history(tmp_path / "exp")] == [0, 1, 2, 3] and not (tmp_path / "exp2").exists()
+    assert load_checkpoint(tmp_path / "exp/weights/last.pt").train_state is None

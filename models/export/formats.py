@@ -17,6 +17,7 @@ from models.export.openvino import write_openvino
 from models.export.readers import ExportedModel, read_onnx, read_openvino, read_torchscript
 from models.export.state_dict import check_state_dict, write_state_dict
 from models.export.torchscript import write_torchscript
+from models.export.yolov5 import check_yolov5, write_yolov5
 from models.yolo import Model
 from utils.system.files import whole_file, whole_folder
 
@@ -88,10 +89,19 @@ def export_state_dict(job: Job) -> tuple[Path, Difference]:
         return file, check_state_dict(job.path, temporary, job.imgsz)
 
 
+def export_yolov5(job: Job) -> tuple[Path, Difference]:
+    """best_yolov5.pt"""
+    file = job.path.with_name(f"{job.path.stem}_yolov5.pt")
+    with whole_file(file) as temporary:
+        write_yolov5(job.path, temporary)
+        return file, check_yolov5(job.path, temporary, job.imgsz)
+
+
 FORMATS: dict[str, Callable[[Job], tuple[Path, Difference]]] = {
     "torchscript": export_torchscript,
     "onnx": export_onnx,
     "openvino": export_openvino,
     "state_dict": export_state_dict,
+    "yolov5": export_yolov5,
 }
 PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}  # to write the format and to check it

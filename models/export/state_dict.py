@@ -18,31 +18,45 @@ def write_state_dict(weights: Path, file: Path) -> None:
     """Writes an ordered dict of float32 tensors `model.N.…`, the last of Detect, for `torch.load(weights_only=True)`.
 
     Raises:
-        ValueError: The checkpoint's batch norms are folded into the convolutions, which YOLOv5 cannot take.
+        ValueError: See `refuse_fused`.
     """
     model = Model.from_checkpoint(load_checkpoint(weights))
+    refuse_fused(model, weights)
+    torch.save(detection_part(model), file)
+
+
+def refuse_fused(model: Model, weights: Path) -> None:
+    """Raises ValueError where the batch norms are folded into the convolutions, which YOLOv5 cannot take."""
     if not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules()):
         raise ValueError(
             f"{weights}: its batch norms are folded into the convolutions; YOLOv5's models have them apart"
         )
-    torch.save(detection_part(model), file)
 
 
-@torch.inference_mode()
 def check_state_dict(weights: Path, file: Path, imgsz: tuple[int, int]) -> Difference:
     """Loads what was written into a network without a branch, strictly, and compares its boxes with the joint one's.
 
     Raises:
         ValueError: They are not equal.
     """
-    whole = Model.from_checkpoint(load_checkpoint(weights)).eval()
-    plain = Model(whole.yaml, cls_nc=0).eval()
+    plain = Model(load_checkpoint(weights).model_yaml, cls_nc=0)
     plain.load_state_dict(torch.load(file, weights_only=True))
+    return compare_boxes(weights, plain, file, imgsz)
+
+
+@torch.inference_mode()
+def compare_boxes(weights: Path, plain: Model, file: Path, imgsz: tuple[int, int]) -> Difference:
+    """Compares the boxes of a network, which was read from `file`, with those of `weights`.
+
+    Raises:
+        ValueError: They are not equal.
+    """
+    whole = Model.from_checkpoint(load_checkpoint(weights)).eval()
     images = random_pictures(1, whole.yaml["ch"], imgsz)
-    decoded, expected = plain(images)[0], whole(images)[0]
+    boxes, expected = plain.eval()(images).boxes, whole(images).boxes
     total = Difference()
-    compare(total, "boxes", decoded[..., :4], (expected[0] if whole.cls_nc else expected)[..., :4])
-    compare(total, "scores", decoded[..., 4:], (expected[0] if whole.cls_nc else expected)[..., 4:])
+    compare(total, "boxes", boxes[..., :4], expected[..., :4])
+    compare(total, "scores", boxes[..., 4:], expected[..., 4:])
     if total.scaled > 0:
         raise ValueError(f"{file}: the boxes are not those of {weights} ({total}); nothing was written")
     return total

@@ -19,7 +19,7 @@ from utils.training.schedule import Schedule, Step
 
 
 class Balancer(Protocol):
-    """What the engine asks of a balancer; see `utils/balancing/gradnorm.py`. A training loop also calls `end_epoch`."""
+    """What the engine asks of a balancer; see `utils/balancing/base.py`. A training loop also calls `end_epoch`."""
 
     def backward(
         self, losses: Sequence[torch.Tensor], batch_size: int, scaler: Any = None, present: Sequence[bool] | None = None

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from utils.system.files import whole_file
+from utils.training.table import EpochTable
 
 
 def plain(value: Any) -> Any:
@@ -58,17 +58,19 @@ class RunLogger:
 
     * `results.csv`: the columns that it is told. What was not measured stays empty.
     * `training_history.json`: {"epochs": [record, ...]}, the whole records.
+    * `balancer_trace.csv`: the rows of the records' "trace", several an epoch, which stand nowhere else.
     * TensorBoard events of the same numbers, where the package is installed (one line says so where it is not).
 
     A record is a dict with the key "epoch"; what a column looks for in it may be missing or None. Numbers may be
     tensors; what is not finite becomes null.
-    Both files are written anew and atomically at every epoch; those of an earlier run in the same folder are replaced,
+    All files are written anew and atomically at every epoch; those of an earlier run in the same folder are replaced,
     unless `resume` was called first.
 
     Args:
         save_dir: folder of the run, made if needed.
         columns: column of results.csv -> where an epoch's record has its value, a path of keys; the first is "epoch".
         scalars: the same for what only TensorBoard gets.
+        trace: columns of balancer_trace.csv after "epoch"; keys of a row.
         tensorboard: write TensorBoard events.
 
     Attributes:
@@ -80,14 +82,15 @@ class RunLogger:
         save_dir: str | Path,
         columns: Mapping[str, tuple],
         scalars: Mapping[str, tuple] | None = None,
+        trace: Sequence[str] = (),
         tensorboard: bool = True,
     ):
         self.save_dir, self.columns, self.scalars = Path(save_dir), dict(columns), dict(scalars or {})
         self.save_dir.mkdir(parents=True, exist_ok=True)
-        self.csv_file = self.save_dir / "results.csv"
+        self.table = EpochTable(self.save_dir / "results.csv", list(self.columns)[1:])
+        self.trace = EpochTable(self.save_dir / "balancer_trace.csv", trace)
         self.history_file = self.save_dir / "training_history.json"
         self.history: list[dict] = []
-        self._rows: list[list[str]] = []  # of results.csv
         self._tensorboard, self._writer, self._first_epoch = bool(tensorboard), None, 0
 
     def resume(self, epoch: int) -> None:
@@ -105,13 +108,9 @@ class RunLogger:
                 raise ValueError(
                     f"{self.history_file}: not a training history ({error}); move it away to resume without it"
                 ) from error
-        if self.csv_file.exists():
-            # Read by itself, not made anew from the history: that may be gone, or the run may have begun in YOLOv5.
-            with self.csv_file.open(newline="", encoding="utf-8") as f:
-                header, *rows = [[field.strip() for field in row] for row in csv.reader(f)] or [[]]
-            rows = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
-            kept = [row for row in rows if row.get("epoch", "").isdigit() and int(row["epoch"]) < epoch]
-            self._rows = [[row.get(column, "") for column in self.columns] for row in kept]
+        # Read by themselves, not made anew from the history: that may be gone, or the run may have begun in YOLOv5.
+        self.table.resume(epoch)
+        self.trace.resume(epoch)
 
     def epoch(self, record: Mapping) -> None:
         """Write the record of an epoch; one that is already there, and all after it, are replaced.
@@ -123,16 +122,17 @@ class RunLogger:
             TypeError: when the record holds something that is no plain number, text or list.
         """
         record = plain(record)
-        number = int(record["epoch"])
+        number, trace = int(record["epoch"]), record.pop("trace", [])
         values = {column: _lookup(record, path) for column, path in self.columns.items()}
         self.history = [r for r in self.history if r["epoch"] < number] + [record]
-        self._rows = [row for row in self._rows if int(row[0]) < number]
-        self._rows.append([str(number)] + ["" if v is None else f"{v:.5g}" for v in list(values.values())[1:]])
-        table = "".join(map(self._line, [list(self.columns), *self._rows]))
-        for file, text in ((self.history_file, self._json()), (self.csv_file, table)):
+        writes = {
+            self.history_file: self._write_history,
+            self.table.file: lambda: self.table.write(number, [values]),
+            self.trace.file: lambda: self.trace.write(number, trace),
+        }
+        for file, write in writes.items():
             try:
-                with whole_file(file) as temporary:
-                    temporary.write_text(text, encoding="utf-8", newline="\n")
+                write()
             except OSError as error:
                 print(f"WARNING: {file} could not be written in epoch {number} ({error}); the next epoch tries again")
 
@@ -189,15 +189,11 @@ class RunLogger:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _json(self) -> str:
+    def _write_history(self) -> None:
         # A line per epoch: readable, and a diff of two runs shows the epochs that differ.
         lines = ",\n".join(json.dumps(record, allow_nan=False) for record in self.history)
-        return '{"epochs": [\n' + lines + "\n]}\n"
-
-    @staticmethod
-    def _line(fields: list[str]) -> str:
-        # Columns stand under each other as in YOLOv5's file; an empty field has no spaces, so readers take it as NaN.
-        return ",".join(f"{field:>20}" if field else "" for field in fields) + "\n"
+        with whole_file(self.history_file) as temporary:
+            temporary.write_text('{"epochs": [\n' + lines + "\n]}\n", encoding="utf-8", newline="\n")
 
     def _events(self):
         """TensorBoard's writer, made when the first event is due; None without the package."""
