@@ -25,6 +25,7 @@ from utils.dataset.config import SPLITS, DataConfig, ensure_data, load_data_conf
 from utils.dataset.scan import scan_dataset
 from utils.dataset.split import group_table, grouped_parts, need_groups, write_folds
 from utils.system.paths import ROOT, find_file, increment_path
+from utils.system.voice import say
 from utils.system.yamls import load_yaml
 
 
@@ -43,7 +44,7 @@ def inspect(data: DataConfig, opt: argparse.Namespace, folder: Path) -> Report:
     boxes = {str(f): index.labels(i) for index in indexes.values() for i, f in enumerate(index.im_files)}
     print(*report_lines(report), sep="\n")
     write_report(report, folder, lambda r: report_page(r, f"Data check: {Path(opt.data).name}", boxes))
-    print(f"Written: {folder / 'report.html'}, findings.csv, report.json")
+    say(f"Written: {folder / 'report.html'}, findings.csv, report.json")
     return report
 
 
@@ -113,7 +114,7 @@ def main(opt: argparse.Namespace) -> int:
         return int(inspect(data, opt, folder).serious)
     shares, names = shares_of(opt)
     for file in divide(data, shares, names, opt.seed, folder):
-        print(f"Written: {file}")
+        say(f"Written: {file}")
     return 0
 
 
@@ -121,5 +122,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(parse_opt()))
     except (OSError, ValueError) as error:
-        print(f"check_data.py: {error}", file=sys.stderr)
+        say(f"check_data.py: {error}")
         sys.exit(2)

@@ -32,6 +32,7 @@ from utils.system.arguments import parse_words
 from utils.system.devices import describe_device, half_dtype, select_device, use_all_cores
 from utils.system.display import can_show
 from utils.system.paths import ROOT, increment_path
+from utils.system.voice import say, warn
 from utils.weights.checkpoint import load_checkpoint, strip_checkpoint
 
 
@@ -83,7 +84,7 @@ def run(
     _check_arguments(classes, save_format, conf_thres, iou_thres, names)
     refuse_augment(model, augment)
     sides = _pair(imgsz)
-    print(f"{describe_device(device)}\n{_describe_model(weights, names, cls_names)}")
+    say(f"{describe_device(device)}\n{_describe_model(weights, names, cls_names)}")
     tell_dnn(weights, dnn)
     imgsz, half = tuple(input_size(model, sides)), usable_half(model, half)
     tell_thresholds(model, conf_thres, iou_thres, max_det, agnostic_nms)
@@ -102,7 +103,7 @@ def run(
             try:
                 for i, frame, detections, probs, ms in _detect_all(predictor, frames, imgsz, features):
                     h, w = predictor.shape[2:]
-                    print(f"{frame.title}: {h}x{w} {summary(detections, probs, names, cls_names)}, {ms:.1f}ms")
+                    say(f"{frame.title}: {h}x{w} {summary(detections, probs, names, cls_names)}, {ms:.1f}ms")
                     if save_txt:
                         writer.write_label(frame, detections, probs, save_conf, save_format)
                     if save_csv:
@@ -120,26 +121,24 @@ def run(
                     if view_img and _show(frame, drawn):
                         break
             except KeyboardInterrupt:
-                print("stopped by the user; what was written so far is complete")
+                say("stopped by the user; what was written so far is complete")
 
     if frames.problems:
-        print("\n  ".join([f"{len(frames.problems)} not read and left out:", *frames.problems]))
+        say("\n  ".join([f"{len(frames.problems)} not read and left out:", *frames.problems]))
         if not predictor.seen:
             raise ValueError(f"--source {source}: nothing in it could be read")
     prepare, infer, suppress = predictor.milliseconds()
     shape = (1, *predictor.shape[1:])
-    print(
-        f"Speed: {prepare:.1f}ms pre-process, {infer:.1f}ms inference, {suppress:.1f}ms NMS per image at shape {shape}"
-    )
+    say(f"Speed: {prepare:.1f}ms pre-process, {infer:.1f}ms inference, {suppress:.1f}ms NMS per image at shape {shape}")
     if save_txt:
-        print(f"{writer.written['label file']} labels saved to {save_dir / 'labels'}")
+        say(f"{writer.written['label file']} labels saved to {save_dir / 'labels'}")
     if features:
-        print(f"Feature maps of each layer saved to a folder for each picture in {save_dir}")
-    print(f"{frames.summary()}, {predictor.seen} frames looked at; written: {writer.summary()}")
-    print(f"Results saved to {save_dir}")
+        say(f"Feature maps of each layer saved to a folder for each picture in {save_dir}")
+    say(f"{frames.summary()}, {predictor.seen} frames looked at; written: {writer.summary()}")
+    say(f"Results saved to {save_dir}")
     if update:
         for file in map(find_weights, _files(weights)):
-            print(f"{file}: {_update(file)}")
+            say(f"{file}: {_update(file)}")
     return save_dir
 
 
@@ -159,7 +158,7 @@ def _feature_maps(model: torch.nn.Module) -> FeatureMaps | None:
     """What keeps the feature maps of a network or of an ensemble's members; None, with a line, where none shows any."""
     members = [m for m in getattr(model, "models", [model]) if not getattr(m, "exported", False)]
     if not members:
-        print("WARNING: --visualize needs PyTorch weights (.pt): an exported file shows nothing of its layers")
+        warn("--visualize needs PyTorch weights (.pt): an exported file shows nothing of its layers")
     return FeatureMaps(members) if members else None
 
 

@@ -23,6 +23,7 @@ from utils.system.arguments import parse_words
 from utils.system.devices import describe_device, select_device, use_all_cores
 from utils.system.packages import need
 from utils.system.paths import ROOT
+from utils.system.voice import say
 
 BY_ONNX = "export with --include onnx, then run"
 OTHER_FORMATS = {  # YOLOv5's, and what makes them from ours
@@ -84,7 +85,7 @@ def run(
     formats = check_formats(include)
     for flag, default in NEEDLESS.items():
         if given[flag] != default:
-            print(f"--{flag.replace('_', '-')} changes nothing: it is for formats that are not written here")
+            say(f"--{flag.replace('_', '-')} changes nothing: it is for formats that are not written here")
     target = select_device(device)
     thresholds = {"conf_thres": conf_thres, "iou_thres": iou_thres, "max_det": topk_all, "agnostic": agnostic_nms}
     check_flags(formats, target, half, dynamic, int8, optimize, simplify, nms, thresholds, batch_size)
@@ -102,12 +103,12 @@ def run(
         raise ValueError(f"--imgsz {' '.join(map(str, sides))}: one size, or height and width")
     size = tuple(check_img_size([sides[0], sides[-1]], s=largest_stride(model)))
     if size != (sides[0], sides[-1]):
-        print(f"--imgsz: rounded up to {size[0]}x{size[1]}, multiples of the stride {largest_stride(model)}")
-    print(describe_device(target))
+        say(f"--imgsz: rounded up to {size[0]}x{size[1]}, multiples of the stride {largest_stride(model)}")
+    say(describe_device(target))
     answers = f"{model.nc} object classes" + (f", {model.cls_nc} image classes" if model.cls_nc else "")
-    print(f"{path}: {answers}, input [{batch_size},{model.yaml['ch']},{size[0]},{size[1]}], RGB in 0..1")
+    say(f"{path}: {answers}, input [{batch_size},{model.yaml['ch']},{size[0]},{size[1]}], RGB in 0..1")
     if verbose:
-        print(model.info(verbose=True, imgsz=size))
+        say(model.info(verbose=True, imgsz=size))
 
     job = Job(path, model, size, batch_size, half, dynamic, optimize, simplify, opset, thresholds if nms else None)
     written = []
@@ -116,12 +117,12 @@ def run(
         file, difference = FORMATS[name](job)
         written.append(file)
         megabytes = sum(f.stat().st_size for f in ([file] if file.is_file() else file.iterdir())) / 1e6
-        print(f"{name}: {file}, {megabytes:.1f} MB, {time.perf_counter() - start:.1f} s")
-        print(f"  largest difference from PyTorch: {difference}")
-    print(f"Export complete in {time.perf_counter() - began:.1f} s")
+        say(f"{name}: {file}, {megabytes:.1f} MB, {time.perf_counter() - start:.1f} s")
+        say(f"  largest difference from PyTorch: {difference}")
+    say(f"Export complete in {time.perf_counter() - began:.1f} s")
     if runnable := [file for file in written if file.suffix != ".pt"]:
-        print(f"Detect:    python detect.py --weights {runnable[-1]} --img {' '.join(map(str, size))} --source …")
-        print(f"Validate:  python val_joint.py --weights {runnable[-1]} --img {size[0]} --data …")
+        say(f"Detect:    python detect.py --weights {runnable[-1]} --img {' '.join(map(str, size))} --source …")
+        say(f"Validate:  python val_joint.py --weights {runnable[-1]} --img {size[0]} --data …")
     return written
 
 
@@ -161,13 +162,13 @@ def check_flags(
     if nms and not graphs:
         raise ValueError("--nms puts non-max suppression into onnx and openvino files: --include one of them")
     if nms and "torchscript" in formats:
-        print("--nms: torchscript is written without it, its suppression would need torchvision where it is loaded")
+        say("--nms: torchscript is written without it, its suppression would need torchvision where it is loaded")
     if optimize and "torchscript" not in formats:
-        print("--optimize changes nothing: it is for torchscript")
+        say("--optimize changes nothing: it is for torchscript")
     if simplify and not graphs:
-        print("--simplify changes nothing: it is for onnx and openvino")
+        say("--simplify changes nothing: it is for onnx and openvino")
     if not nms and thresholds != {"conf_thres": 0.25, "iou_thres": 0.45, "max_det": 100, "agnostic": False}:
-        print("--conf-thres, --iou-thres, --topk-all and --agnostic-nms change nothing without --nms")
+        say("--conf-thres, --iou-thres, --topk-all and --agnostic-nms change nothing without --nms")
     for flag, key in (("--conf-thres", "conf_thres"), ("--iou-thres", "iou_thres")):
         if not 0 <= thresholds[key] <= 1:
             raise ValueError(f"{flag} {thresholds[key]}: must lie between 0 and 1")

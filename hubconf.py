@@ -19,6 +19,7 @@ from models.load import find_weights, load_model, name_classes
 from models.yolo import Model
 from utils.system.devices import select_device
 from utils.system.downloads import address_of
+from utils.system.voice import say
 from utils.weights.checkpoint import load_checkpoint
 
 dependencies = ["torch"]
@@ -46,7 +47,7 @@ def custom(
     model = load_model(path, target, fuse=autoshape)
     name_classes(model)
     if _verbose:
-        print(f"{path}: {model.nc} object classes, {model.cls_nc} image classes, on {target}")
+        say(f"{path}: {model.nc} object classes, {model.cls_nc} image classes, on {target}")
     return AutoShape(model) if autoshape else model
 
 
@@ -70,7 +71,7 @@ def _create(
     if pretrained:
         taken, left_out, _ = model.transfer(load_checkpoint(find_weights(f"{name}.pt")).state_dict)
         if _verbose:
-            print(f"{name}.pt: {len(taken)} tensors taken, {len(left_out)} left out")
+            say(f"{name}.pt: {len(taken)} tensors taken, {len(left_out)} left out")
     return model.to(_device(device))
 
 

@@ -22,6 +22,7 @@ from utils.results.detections import draw, file_name, safe_name, summary, write_
 from utils.results.drawing import save_one_box
 from utils.system.devices import amp_dtype, autocast
 from utils.system.paths import UniqueStems, increment_path
+from utils.system.voice import say
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -185,7 +186,7 @@ class Detections:
         folder = increment_path(save_dir, exist_ok=exist_ok, mkdir=True)
         for im, file in zip(self._drawn(labels), self._names(folder), strict=True):
             write_image(folder / file, im[..., ::-1])
-        print(f"Saved {self.n} image{'s' * (self.n > 1)} to {folder}")
+        say(f"Saved {self.n} image{'s' * (self.n > 1)} to {folder}")
         return folder
 
     def crop(self, save: bool = True, save_dir: str | Path = "runs/detect/exp", exist_ok: bool = False) -> list[dict]:
@@ -199,7 +200,7 @@ class Detections:
                 cut = save_one_box(box, im[..., ::-1], file=target, BGR=True, save=save)
                 crops.append({"box": box, "conf": conf, "cls": cls, "label": f"{name} {conf:.2f}", "im": cut})
         if save:
-            print(f"Saved results to {folder}")
+            say(f"Saved results to {folder}")
         return crops
 
     def _names(self, folder: Path | None) -> list[str]:

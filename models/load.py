@@ -15,6 +15,7 @@ from utils.boxes import input_multiple
 from utils.dataset.config import DataConfig, load_data_config
 from utils.system.downloads import address_of, fetch_address, fetch_official, is_official
 from utils.system.paths import ROOT
+from utils.system.voice import say, warn
 from utils.weights.checkpoint import load_checkpoint
 
 
@@ -67,7 +68,7 @@ def _compare_classes(i: int, kind: str, nc: int, names: dict, expected_nc: int, 
     if other and sorted(names.values()) == sorted(expected.values()):
         raise ValueError(f"ensemble: weights {i} have the {kind} classes in another order: {names}, others {expected}")
     if other:
-        print(f"WARNING: ensemble: weights {i} spell {kind} classes otherwise: {other}; the first spelling is used")
+        warn(f"ensemble: weights {i} spell {kind} classes otherwise: {other}; the first spelling is used")
 
 
 def name_classes(model: nn.Module, data: DataConfig | str | Path | None = None) -> None:
@@ -86,10 +87,10 @@ def name_classes(model: nn.Module, data: DataConfig | str | Path | None = None) 
     config = data if data is None or isinstance(data, DataConfig) else load_data_config(data)
     if config and config.nc == model.nc:
         model.names = dict(config.names)
-        print(f"The weights name no classes; their names are taken from {config.source}")
+        say(f"The weights name no classes; their names are taken from {config.source}")
     else:
         why = f", and {config.source} has {config.nc}" if config else ""
-        print(f"The weights name none of their {model.nc} classes{why}; they are called class0 to class{model.nc - 1}")
+        say(f"The weights name none of their {model.nc} classes{why}; they are called class0 to class{model.nc - 1}")
 
 
 def largest_stride(model: nn.Module) -> int:

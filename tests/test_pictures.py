@@ -145,13 +145,13 @@ def test_what_a_conversion_loses_is_said_once(tmp_path, capsys):
     opaque.save(tmp_path / "opaque.png")
     opaque.save(tmp_path / "pages.tif", save_all=True, append_images=[opaque])
     decode_picture((tmp_path / "opaque.png").read_bytes(), "opaque")
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
     for _ in range(2):
         for file in sorted(tmp_path.iterdir()):
             check_picture(file)
             from_pil(Image.open(file))
             decode_picture(file.read_bytes(), str(file))
-    said = capsys.readouterr().err.splitlines()
+    said = capsys.readouterr().out.splitlines()
     assert len(said) == 3 and all(line.startswith("NOTE: ") for line in said)
     assert all(any(word in line for line in said) for word in ("16 bits", "transparency", "several pictures"))
 

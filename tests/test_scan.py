@@ -274,11 +274,11 @@ def test_list_images(tmp_path, monkeypatch):
         list_images([str(tmp_path / "nothing")])
 
 
-def test_a_picture_named_twice_counts_once(tmp_path, caplog):
+def test_a_picture_named_twice_counts_once(tmp_path, capsys):
     file = str(picture(tmp_path / "images" / "a.jpg"))
     sources = [tmp_path / "images", f"{tmp_path}/images/../images", file]
     assert pair_with_labels(sources)[0] == [file]
-    assert "2 pictures are named more than once; each counts once" in caplog.text
+    assert "2 pictures are named more than once; each counts once" in capsys.readouterr().out
 
 
 # --- cache -----------------------------------------------------------------------------------------------------------

@@ -306,7 +306,7 @@ def test_http_stream_reconnects_and_keeps_time(camera, capsys):
             seen += batch
             if Camera.connections >= 2 and len(seen) > 12:
                 break
-    assert "reconnecting (1 of 6)" in capsys.readouterr().err
+    assert "reconnecting (1 of 6)" in capsys.readouterr().out
     assert all(f.image.shape == (48, 64, 3) and f.mode == "stream" for f in seen)
     times = [f.seconds for f in seen]
     assert times[0] == pytest.approx(0, abs=0.05) and times == sorted(times)

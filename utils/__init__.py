@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from types import ModuleType
 
+from utils.system.voice import say
+
 
 def notebook_init(verbose: bool = True) -> ModuleType:
     """Say what a notebook runs on; returns `IPython.display`, to show pictures with.
@@ -15,5 +17,5 @@ def notebook_init(verbose: bool = True) -> ModuleType:
     from utils.system.devices import describe_device, select_device
 
     if verbose:
-        print(f"Setup complete: {describe_device(select_device())}")
+        say(f"Setup complete: {describe_device(select_device())}")
     return display

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.system.voice import say
+
 if TYPE_CHECKING:
     from utils.dataset.scan import DatasetIndex
 
@@ -142,31 +144,31 @@ def autoanchor(
     anchors = (detect.anchors * stride).detach().cpu().numpy()
     wh = label_sizes(index, imgsz, seed)
 
-    def say(text: str) -> None:
+    def tell(text: str) -> None:
         if verbose:
-            print(f"AutoAnchor: {text}", flush=True)
+            say(f"AutoAnchor: {text}")
 
     if not len(wh):
-        say("no labels, anchors stay as they are")
+        tell("no labels, anchors stay as they are")
         return False
     recall, above = anchor_recall(wh, anchors, thr)
     fit = f"{above:.2f} anchors/target, {recall:.3f} Best Possible Recall (BPR). "
     if recall > GOOD_RECALL:
-        say(fit + "Current anchors are a good fit to the data set")
+        tell(fit + "Current anchors are a good fit to the data set")
         return False
-    say(fit + "Anchors are a poor fit to the data set, looking for better ones...")
+    tell(fit + "Anchors are a poor fit to the data set, looking for better ones...")
     try:
         found = kmean_anchors(label_sizes(index, imgsz), anchors[..., 0].size, imgsz, thr, seed=seed)
     except ValueError as error:
-        say(f"{error}; anchors stay as they are")
+        tell(f"{error}; anchors stay as they are")
         return False
     new_recall, new_above = anchor_recall(wh, found, thr)
     if new_recall <= recall:
-        say(f"the best found reach a recall of {new_recall:.3f}; anchors stay as they are")
+        tell(f"the best found reach a recall of {new_recall:.3f}; anchors stay as they are")
         return False
     detect.anchors[:] = detect.anchors.new_tensor(found).view_as(detect.anchors) / stride
     check_anchor_order(detect)
-    say(
+    tell(
         f"anchors replaced: {new_above:.2f} anchors/target, {new_recall:.3f} BPR (write them to the model yaml to keep)"
     )
     return True

@@ -37,6 +37,7 @@ from utils.results.drawing import save_one_box
 from utils.system.display import can_show
 from utils.system.downloads import address_of, fetch_address
 from utils.system.paths import ROOT, find_file, increment_path
+from utils.system.voice import LOGGER
 from utils.system.yamls import load_yaml, save_yaml
 from utils.torch_utils import time_sync
 from utils.weights.checkpoint import latest_run, load_checkpoint, strip_checkpoint
@@ -50,7 +51,6 @@ __all__ = [
     "yaml_load", "yaml_save",
 ]  # fmt: skip
 
-LOGGER = logging.getLogger("yolov5")
 COLORS = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
 STYLES = {"end": 0, "bold": 1, "underline": 4}
 CODES = (
@@ -173,12 +173,6 @@ def set_logging(name: str | int | None = None, verbose: bool = True) -> logging.
     quiet = isinstance(name, int) and name not in (-1, 0)
     LOGGER.setLevel(logging.INFO if verbose and not quiet else logging.WARNING)
     return LOGGER
-
-
-if not LOGGER.handlers:  # heard at once, as YOLOv5's is; programs that configure logging themselves replace it
-    LOGGER.addHandler(logging.StreamHandler())
-    LOGGER.propagate = False
-    set_logging()
 
 
 def colorstr(*input: Any) -> str:  # noqa: A002 - its name

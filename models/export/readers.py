@@ -15,6 +15,7 @@ from models.answer import Answer
 from models.export.metadata import Metadata
 from utils.boxes import check_img_size, input_multiple
 from utils.system.packages import need, openvino_core
+from utils.system.voice import say, warn
 from utils.system.yamls import load_yaml
 from utils.weights.onnx import refuse_outside_weights
 from utils.weights.torchscript import read_tensor_code
@@ -169,7 +170,7 @@ def read_onnx(path: Path, device: torch.device, fuse: bool = True) -> ExportedMo
     if device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     elif device.type != "cpu":
-        print(f"{path}: this ONNX Runtime has no support for {device}; it computes on the processor")
+        say(f"{path}: this ONNX Runtime has no support for {device}; it computes on the processor")
     content = path.read_bytes()
     refuse_outside_weights(content, path)
     try:
@@ -220,7 +221,7 @@ def read_onnx_opencv(path: Path, device: torch.device, fuse: bool = True) -> Exp
     except cv2.error as e:
         raise ValueError(f"{path}: OpenCV {cv2.__version__} cannot read it ({_first_line(e)})") from e
     if device.type != "cpu":
-        print(f"{path}: --dnn computes on the processor")
+        say(f"{path}: --dnn computes on the processor")
 
     def compute(images: Tensor) -> list[Tensor]:
         try:
@@ -260,7 +261,7 @@ def read_openvino(path: Path, device: torch.device, fuse: bool = True) -> Export
     except RuntimeError as e:
         raise ValueError(f"{path}: OpenVINO cannot read it ({_first_line(e)})") from e
     if device.type != "cpu":
-        print(f"{path}: OpenVINO computes on the processor here")
+        say(f"{path}: OpenVINO computes on the processor here")
     first, *others = network.outputs
     wanted = [first] + [o for o in others if PROBS in o.get_names() and metadata.cls_names]
     request = network.create_infer_request()
@@ -288,7 +289,7 @@ def refuse_augment(model: nn.Module, augment: bool) -> None:
 def usable_half(model: nn.Module, half: bool) -> bool:
     """`half`, or False with a line where the precision was settled when the file was exported."""
     if half and getattr(model, "exported", False):
-        print("--half changes nothing: an exported file computes in the precision that it was exported with")
+        say("--half changes nothing: an exported file computes in the precision that it was exported with")
         return False
     return half
 
@@ -302,7 +303,7 @@ def tell_dnn(weights: str | Path | Sequence[str | Path], dnn: bool) -> None:
     """A line where --dnn has nothing to do with the weights."""
     files = [weights] if isinstance(weights, str | Path) else weights
     if dnn and not any(str(file).lower().endswith(".onnx") for file in files):
-        print("WARNING: --dnn runs ONNX files through OpenCV; these weights are none, so the flag changes nothing")
+        warn("--dnn runs ONNX files through OpenCV; these weights are none, so the flag changes nothing")
 
 
 def input_size(model: nn.Module, imgsz: Sequence[int]) -> list[int]:
@@ -311,7 +312,7 @@ def input_size(model: nn.Module, imgsz: Sequence[int]) -> list[int]:
     fixed = fixed_size(model)
     wanted = check_img_size(imgsz, s=input_multiple(model.stride))
     if fixed and list(fixed) != list(wanted):
-        print(f"--imgsz {_size(wanted)}: the file takes {_size(fixed)} alone, which is used (export it with --dynamic)")
+        say(f"--imgsz {_size(wanted)}: the file takes {_size(fixed)} alone, which is used (export it with --dynamic)")
     return list(fixed or wanted)
 
 
@@ -325,7 +326,7 @@ def tell_thresholds(model: nn.Module, conf_thres: float, iou_thres: float, max_d
     free = {"--conf-thres": conf_thres >= inside["conf_thres"], "--max-det": max_det <= inside["max_det"]}
     other = [f"{flag} {own} (asked: {ask})" for flag, (ask, own) in asked.items() if ask != own and not free.get(flag)]
     if other:
-        print(f"WARNING: non-max suppression is inside the file, with {', '.join(other)}")
+        warn(f"non-max suppression is inside the file, with {', '.join(other)}")
 
 
 def _size(imgsz: Sequence[int]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +14,7 @@ from utils.balancing.base import Balancer, trained
 from utils.balancing.fixed import Fixed
 from utils.balancing.gradnorm import GradNorm
 from utils.balancing.torchjd import TORCHJD_BALANCERS, build_torchjd_balancer
-
-LOGGER = logging.getLogger(__name__)
+from utils.system.voice import say, warn
 
 # What --task-priorities is where it is not given, det image; (1, 1) is the published method.
 DEFAULT_PRIORITIES = (1.0, 1.0)
@@ -165,7 +163,7 @@ def build_balancer_from_args(
     if num_tasks == 1:
         return build_balancer(name, 1, shared)
     if args.balancer is None and not shared:
-        LOGGER.info("The tasks share no layer that trains, so their losses are added up (--balancer fixed).")
+        say("The tasks share no layer that trains, so their losses are added up (--balancer fixed).")
     for flag in ("task_weights", "task_priorities"):
         if (given := getattr(args, flag)) is not None and len(given) != num_tasks:
             raise ValueError(f"{_dashed(flag)} needs {num_tasks} numbers, got {len(given)}")
@@ -179,7 +177,7 @@ def build_balancer_from_args(
         if flag in BALANCERS[name].flags:
             options[BALANCERS[name].flags[flag]] = value
         else:
-            LOGGER.warning("%s has no effect on --balancer %s", _dashed(flag), name)
+            warn(f"{_dashed(flag)} has no effect on --balancer {name}")
     return build_balancer(name, num_tasks, shared, params, **options)
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from utils.dataset.files import has_wildcard, split_glob
 from utils.system.paths import ROOT, find_file
+from utils.system.voice import say, warn
 from utils.system.yamls import load_yaml
 
 # Generators of demo sets that a data yaml may name under `download:`, as module:function.
@@ -250,11 +250,10 @@ def ensure_data(cfg: DataConfig, splits: Iterable[str] = ("train", "val")) -> No
 def _generate(cfg: DataConfig) -> None:
     module, function = GENERATORS[cfg.download].split(":")
     bar = "=" * 78
-    print(
+    say(
         f"{bar}\nNO REAL DATA at {cfg.path}\n"
         f"Making a SYNTHETIC PHANTOM there ('{cfg.download}'): pictures drawn by a program, of no medical value.\n"
-        f"To use real data, set `path:` in {cfg.source} to its folder, or pass --data YOUR.yaml.\n{bar}",
-        flush=True,
+        f"To use real data, set `path:` in {cfg.source} to its folder, or pass --data YOUR.yaml.\n{bar}"
     )
     cfg.path.parent.mkdir(parents=True, exist_ok=True)
     # Made beside and renamed, so that an interrupted run leaves no half set that would pass for data.
@@ -285,11 +284,11 @@ def load_hyp(source: str | Path | dict) -> dict[str, float | str]:
     known = [*DEFAULT_HYP, *OPTIONAL_HYP]
     unknown = [str(key) for key in raw if key not in known]
     if unknown:
-        warnings.warn(f"{where}: unknown keys are ignored: {', '.join(unknown)}", stacklevel=2)
+        warn(f"{where}: unknown keys are ignored: {', '.join(unknown)}")
     # Only YOLOv5's keys are worth a warning: its own files lack ours.
     absent = [k for k in DEFAULT_HYP if k not in raw and not k.startswith("image_")]
     if absent:
-        warnings.warn(f"{where}: defaults are used for {', '.join(absent)}", stacklevel=2)
+        warn(f"{where}: defaults are used for {', '.join(absent)}")
     hyp = dict(DEFAULT_HYP)
     for key in known:
         if key in raw:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import logging
 import os
 import unicodedata
 from collections import Counter
@@ -13,8 +12,7 @@ from pathlib import Path
 from utils.dataset.labels import Problem
 from utils.dataset.pictures import IMG_FORMATS, is_picture_name
 from utils.system.files import read_text
-
-LOGGER = logging.getLogger(__name__)
+from utils.system.voice import warn
 
 COMPANIONS = (".txt", ".npy", ".npz", ".cache", ".csv", ".json", ".xml", ".yaml", ".yml", ".md", ".db", ".ini")
 OTHER_KIND = "file of another kind"
@@ -140,7 +138,7 @@ def pair_with_labels(
         pairs += zip(found, map(image_to_label_path, at), strict=True)
     once = sorted(set(pairs))
     if len(once) < len(pairs):
-        LOGGER.warning("%d pictures are named more than once; each counts once", len(pairs) - len(once))
+        warn(f"{len(pairs) - len(once)} pictures are named more than once; each counts once")
     files = [f for f, _ in once]
     return files, _as_spelled(files, [label for _, label in once], passed)
 

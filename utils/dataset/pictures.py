@@ -13,7 +13,6 @@ import functools
 import http.client
 import io
 import re
-import sys
 import threading
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from utils.system.downloads import address_of, open_address
+from utils.system.voice import say
 
 IMG_FORMATS = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm")  # suffixes
 MIN_SIDE = 10  # pixels, in a data set
@@ -285,4 +285,4 @@ def _is_transparent(picture: Image.Image) -> bool:
 def _tell_once(what: str, name: str) -> None:
     if what not in _told:
         _told.add(what)
-        print(f"NOTE: {what} (here: {name})", file=sys.stderr, flush=True)
+        say(f"NOTE: {what} (here: {name})")

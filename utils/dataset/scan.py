@@ -19,6 +19,7 @@ from utils.dataset.files import other_kinds, pair_with_labels
 from utils.dataset.index import DatasetIndex, cache_files, fingerprint, load_cache, save_cache
 from utils.dataset.labels import ParsedLabel, Problem, read_label
 from utils.dataset.pictures import IMG_FORMATS, check_picture, one_line
+from utils.system.voice import say
 
 # A picture may train detection without these, so they are reported but are no reason to stop a strict run.
 NOTES = ("missing label", "image row ignored")
@@ -78,13 +79,13 @@ def scan_dataset(
         reason = "no label file, while other label files belong to no picture"  # else it is an ordinary background
         index.problems += [Problem(f, None, reason, "missing label") for f in unlabelled]
     if verbose:
-        print(f"{prefix}: {index.summary()}{' (cached)' if from_cache else ''}", flush=True)
+        say(f"{prefix}: {index.summary()}{' (cached)' if from_cache else ''}")
         if others:
-            print(f"{prefix}: {others}", flush=True)
+            say(f"{prefix}: {others}")
     if not len(index):
         raise ValueError(f"{prefix}: no picture can be used\n{problem_table(index.problems)}")
     if verbose and len(unlabelled) == len(files):
-        print(f"{prefix}: WARNING: {_no_labels(label_files)}", flush=True)
+        say(f"{prefix}: WARNING: {_no_labels(label_files)}")
     return index
 
 
@@ -225,13 +226,13 @@ def report_problems(
 ) -> None:
     """Print the table of what was left out, write all of it to `file` (csv), and stop a strict run."""
     if problems and verbose:
-        print(problem_table(problems), flush=True)
+        say(problem_table(problems))
         if file is not None:
             with open(file, "w", newline="", encoding="utf-8") as f:
                 writer = csv.writer(f)
                 writer.writerow(("kind", "file", "line", "reason"))
                 writer.writerows((p.kind, p.file, p.line or "", p.reason) for p in problems)
-            print(f"  all of them: {file}", flush=True)
+            say(f"  all of them: {file}")
     check_strict(problems, strict)
 
 

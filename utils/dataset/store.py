@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from utils.dataset.pictures import REDUCED, read_picture
 from utils.system.files import user_cache, writable
+from utils.system.voice import say
 
 MEMORY_MARGIN = 1.5  # a cache is made only if this multiple of its size is free
 
@@ -149,9 +150,7 @@ class ImageStore:
     def _fill_memory(self, prefix: str, share: bool) -> None:
         need, free = self.cached_bytes, available_memory()
         if free is not None and need * MEMORY_MARGIN > free:
-            print(
-                f"{prefix}: not cached: needs {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free", flush=True
-            )
+            say(f"{prefix}: not cached: needs {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
             return
         block = torch.empty(need, dtype=torch.uint8)
         if share:
@@ -178,7 +177,7 @@ class ImageStore:
             self._for_all(lambda k: self._write_disk_file(missing[k]), text, len(missing))
             self.disk = True
         except _NoCache as reason:
-            print(f"{prefix}: not cached: {reason}", flush=True)
+            say(f"{prefix}: not cached: {reason}")
 
     def _write_disk_file(self, i: int) -> None:
         im, place = self._load(i), self._disk_file(i)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlparse
@@ -22,6 +21,7 @@ from utils.dataset.pictures import IMG_FORMATS, read_picture
 from utils.results.frames import Frame, Video
 from utils.results.streams import ScreenSource, StreamSource, is_url, public_name
 from utils.system.files import read_text
+from utils.system.voice import say, warn
 
 IMAGE_SUFFIXES = frozenset(IMG_FORMATS)
 VIDEO_SUFFIXES = frozenset(
@@ -68,7 +68,7 @@ def open_source(source: str | Path, vid_stride: int = 1) -> FileSource | StreamS
         and all(map(_is_stream, lines := lines_of(text)))
         and lines
     ):
-        print(f"{text}: every line of it is a stream, so it is read as a list of streams")
+        say(f"{text}: every line of it is a stream, so it is read as a list of streams")
         return StreamSource(lines, vid_stride)
     return FileSource(text, vid_stride)
 
@@ -188,7 +188,7 @@ class FileSource:
 
     def _problem(self, text: str) -> None:
         self.problems.append(text)
-        print(f"WARNING: {text}; left out", file=sys.stderr)
+        warn(f"{text}; left out")
 
 
 def _is_stream(text: str) -> bool:

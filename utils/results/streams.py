@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 
 from utils.results.frames import DEFAULT_FPS, Frame, Video
+from utils.system.voice import warn
 
 URL_SCHEMES = frozenset(["http", "https", "rtmp", "rtsp", "rtsps", "tcp", "udp"])
 
@@ -44,7 +44,7 @@ class StreamSource:
         if not self._streams:
             raise ConnectionError("\n".join(self.problems))
         for problem in self.problems:
-            print(f"WARNING: {problem}", file=sys.stderr)
+            warn(f"{problem}")
         self._threads = [threading.Thread(target=self._read, args=(s,), daemon=True) for s in self._streams]
         for thread in self._threads:
             thread.start()
@@ -105,10 +105,9 @@ class StreamSource:
                     return
                 else:
                     failures += 1
-                    print(
-                        f"WARNING: stream {stream.name} gives no frames, check the connection; "
-                        f"reconnecting ({failures} of {self.retries})",
-                        file=sys.stderr,
+                    warn(
+                        f"stream {stream.name} gives no frames, check the connection; "
+                        f"reconnecting ({failures} of {self.retries})"
                     )
                     self._stop.wait(min(self.pause * 2 ** (failures - 1), 10 * self.pause))
                     stream.video.capture.open(_capture_argument(stream.address))
@@ -130,7 +129,7 @@ class StreamSource:
 
     def _problem(self, text: str) -> None:
         self.problems.append(text)
-        print(f"WARNING: {text}", file=sys.stderr)
+        warn(f"{text}")
 
 
 class _Stream:

@@ -19,6 +19,7 @@ from utils.results.curves import plot_confusion_matrix, plot_metric_curve, plot_
 from utils.results.detections import label_text
 from utils.results.drawing import plot_images
 from utils.system.paths import UniqueStems
+from utils.system.voice import say, warn
 
 PLOTTED_BATCHES = 3
 
@@ -170,7 +171,7 @@ def write_coco(
     for path, image_id in zip(index.im_files, ids, strict=True):
         predictions += coco.predictions_of(detections[str(path)], image_id, categories)
     write_json(file, predictions)
-    print(f"{len(predictions)} predictions saved to {file}")
+    say(f"{len(predictions)} predictions saved to {file}")
     official = coco.annotation_file(data.path, index.im_files) if is_coco else None
     try:
         checked = _compare(official, predictions, ids, max_det) if official else None
@@ -179,9 +180,9 @@ def write_coco(
             write_json(file.with_name(file.name.replace("predictions", "ground_truth")), truth)
             checked = coco.evaluate(truth, predictions, ids, max_det)
     except Exception as e:  # a long validation is not lost over its check
-        print(f"WARNING: {e if isinstance(e, ModuleNotFoundError) else f'no check by pycocotools ({e!r})'}")
+        warn(f"{e if isinstance(e, ModuleNotFoundError) else f'no check by pycocotools ({e!r})'}")
         return {}
-    print(
+    say(
         f"pycocotools: mAP50 {checked['map50']:.4f}, mAP50-95 {checked['map50_95']:.4f} (at its own limit of 100 "
         f"detections a picture: {checked['map50_at_100']:.4f}, {checked['map50_95_at_100']:.4f})"
     )
@@ -193,5 +194,5 @@ def _compare(official: Path, predictions: list[dict], ids: Sequence[int | str], 
     try:
         return coco.evaluate(official, predictions, ids, max_det)
     except ValueError as e:
-        print(f"WARNING: {e}; the labels are used instead")
+        warn(f"{e}; the labels are used instead")
         return None

@@ -7,6 +7,8 @@ import platform
 
 import cv2
 
+from utils.system import voice
+
 
 def can_show(warn: bool = False) -> bool:
     """Whether windows can be opened here; without a display OpenCV would end the program."""
@@ -18,5 +20,5 @@ def can_show(warn: bool = False) -> bool:
     else:
         return True
     if warn:
-        print(f"WARNING: no windows are opened: {reason}; results are written to files")
+        voice.warn(f"no windows are opened: {reason}; results are written to files")
     return False

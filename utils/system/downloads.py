@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from tqdm import tqdm
 
 from utils.system.files import whole_file
+from utils.system.voice import say
 
 RELEASE = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
 DETECTION = re.compile(r"yolov5[nsmlx]6?\.pt")  # what the release has for this project
@@ -53,7 +54,7 @@ def fetch_official(target: str | Path) -> Path:
     url = f"{RELEASE}/{target.name}"
     if not target.parent.is_dir():
         raise FileNotFoundError(f"weights {target} are not here, and neither is the folder {target.parent.absolute()}")
-    print(f"{target} is not here: fetching {url} to {target.absolute()}", flush=True)
+    say(f"{target} is not here: fetching {url} to {target.absolute()}")
     _fetch(url, target, f"weights {target} are not here, and ", _refuse_no_zip)
     return target
 
@@ -84,9 +85,9 @@ def fetch_address(address: str, suffixes: Collection[str]) -> Path:
         raise ValueError(f"{shown}: its last part is no file that can be used here, only {', '.join(suffixes)} can")
     if target.exists():
         if address not in _told:
-            print(f"{target} is in this folder already: used instead of fetching {shown}", flush=True)
+            say(f"{target} is in this folder already: used instead of fetching {shown}")
     else:
-        print(f"Fetching {shown} to {target.absolute()}", flush=True)
+        say(f"Fetching {shown} to {target.absolute()}")
         _fetch(address, target, "", _refuse_page)
     _told.add(address)
     return target

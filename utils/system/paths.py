@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from utils.system.downloads import address_of, fetch_address
+from utils.system.voice import say
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG_FOLDERS = (ROOT / "data", ROOT / "data" / "hyps", ROOT / "models")
@@ -98,7 +99,7 @@ class UniqueStems:
             file = folder / "names.csv"
             with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f:
                 csv.writer(f).writerows([("name", "path"), *((name, path) for path, name in self._stems.items())])
-            print(f"Some inputs have the same name: {file} says which result is whose")
+            say(f"Some inputs have the same name: {file} says which result is whose")
 
 
 def _same_file(name: str) -> str:

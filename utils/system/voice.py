@@ -12,7 +12,7 @@ import logging
 import os
 
 
-class Console(logging.Handler):
+class Console(logging.StreamHandler):
     """Prints to what `sys.stdout` is at that moment: notebooks and tests exchange it."""
 
     def emit(self, record: logging.LogRecord) -> None:

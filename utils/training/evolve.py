@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.system.files import whole_file
+from utils.system.voice import say
 from utils.system.yamls import save_yaml
 
 # name: (how strongly it mutates, lowest, highest); what is not listed stays as it is
@@ -157,5 +158,5 @@ def evolve(
         fittest = max(trials, key=lambda t: t.fitness)
         best = hyp | fittest.hyp
         save_yaml(folder / "hyp_evolve.yaml", best)
-        print(f"Generation {generation + 1}/{generations}: fitness {fitness:.4f}, best so far {fittest.fitness:.4f}")
+        say(f"Generation {generation + 1}/{generations}: fitness {fitness:.4f}, best so far {fittest.fitness:.4f}")
     return best

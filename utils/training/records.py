@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from utils.system.files import whole_file
+from utils.system.voice import say, warn
 from utils.training.table import EpochTable
 
 
@@ -134,7 +135,7 @@ class RunLogger:
             try:
                 write()
             except OSError as error:
-                print(f"WARNING: {file} could not be written in epoch {number} ({error}); the next epoch tries again")
+                warn(f"{file} could not be written in epoch {number} ({error}); the next epoch tries again")
 
         writer = self._events()
         if writer:
@@ -175,7 +176,7 @@ class RunLogger:
                 picture = torch.zeros(1, 3, height, width)
                 writer.add_graph(torch.jit.trace(network, picture, strict=False, check_trace=False), [])
         except Exception as error:  # a picture of the graph is never worth a run
-            print(f"TensorBoard: the graph of the network is left out ({type(error).__name__}: {error})")
+            say(f"TensorBoard: the graph of the network is left out ({type(error).__name__}: {error})")
 
     def close(self) -> None:
         """Flush and close the TensorBoard events."""
@@ -202,9 +203,9 @@ class RunLogger:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 self._tensorboard = False
-                print("TensorBoard is not installed, no events are written (pip install tensorboard)")
+                say("TensorBoard is not installed, no events are written (pip install tensorboard)")
                 return None
             purge = self._first_epoch if self._first_epoch > 0 else None
             self._writer = SummaryWriter(str(self.save_dir), purge_step=purge)
-            print(f"TensorBoard: tensorboard --logdir {self.save_dir.parent}")
+            say(f"TensorBoard: tensorboard --logdir {self.save_dir.parent}")
         return self._writer
