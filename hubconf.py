@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from models.autoshape import AutoShape
-from models.load import find_weights, load_model, name_classes
+from models.experimental import DetectMultiBackend
+from models.load import find_weights
 from models.yolo import Model
 from utils.system.devices import select_device
 from utils.system.downloads import address_of
@@ -35,7 +36,8 @@ def custom(
 
     Args:
         path: The weight file, or its http(s) address. A name without a suffix is that of a .pt file.
-        autoshape: Take pictures of any kind (see `models.autoshape.AutoShape`); off gives the bare network.
+        autoshape: Take pictures of any kind (see `models.autoshape.AutoShape`); off gives a `DetectMultiBackend`, whose
+            `.model` is the network, not fused.
         device: `"cpu"`, `"0"`, `0`, `"cuda:0"`, a torch.device, …; None: the best there is.
 
     Raises:
@@ -44,10 +46,9 @@ def custom(
     if not Path(path).suffix and not Path(path).exists() and not address_of(path):
         path = f"{path}.pt"
     target = _device(device)
-    model = load_model(path, target, fuse=autoshape)
-    name_classes(model)
+    model = DetectMultiBackend(path, target, fuse=autoshape)
     if _verbose:
-        say(f"{path}: {model.nc} object classes, {model.cls_nc} image classes, on {target}")
+        say(f"{path}: {model.model.nc} object classes, {model.model.cls_nc} image classes, on {target}")
     return AutoShape(model) if autoshape else model
 
 

@@ -31,10 +31,12 @@ class AutoShape(nn.Module):
     """Wraps a network so that it takes pictures of any kind and size, alone or in lists.
 
     Args:
-        model: From `load_model`, any network in evaluation mode, or a `DetectMultiBackend`, whose network is taken.
+        model: From `load_model`, any network in evaluation mode, or a `DetectMultiBackend`.
         verbose: Without effect, for YOLOv5's scripts.
 
     Attributes:
+        model: What was given: of a hub model a `DetectMultiBackend`, whose `.model` is the network.
+        network: The network.
         conf: Confidence threshold.
         iou: IoU threshold of non-max suppression.
         agnostic: Boxes of different classes suppress each other, too.
@@ -47,8 +49,8 @@ class AutoShape(nn.Module):
 
     def __init__(self, model: nn.Module, verbose: bool = True):
         super().__init__()
-        model = model.model if isinstance(model, DetectMultiBackend) else model
         self.model = model.eval()
+        model = self.network
         name_classes(model)
         self.names, self.cls_names, self.nc, self.cls_nc = model.names, model.cls_names, model.nc, model.cls_nc
         self.yaml, self.hyp = getattr(model, "yaml", None), getattr(model, "hyp", None)
@@ -57,6 +59,10 @@ class AutoShape(nn.Module):
         self.classes: list[int] | None = None
         self.max_det = 1000
         self.amp = False
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model.model if isinstance(self.model, DetectMultiBackend) else self.model
 
     def train(self, mode: bool = True) -> AutoShape:
         """Stays in evaluation mode: there is nothing to train here."""
@@ -69,13 +75,13 @@ class AutoShape(nn.Module):
         size: int | tuple[int, int] = 640,
         augment: bool = False,
         profile: bool = False,
-    ) -> Detections | tuple:
+    ) -> Detections | Tensor:
         """Detect on pictures.
 
         Args:
             ims: File names, http(s) addresses, PIL pictures, arrays, or a list of these. Arrays are RGB [H,W,3] (turn
                 OpenCV's around: `im[..., ::-1]`), [3,H,W] or [H,W], of any type of number, with values of 0..255. A
-                float tensor [B,3,H,W] in 0..1 gives the network's own output instead of results.
+                float tensor [B,3,H,W] in 0..1 gives the decoded boxes [B,n,5+nc] instead of results.
             size: Longest side of the network input in pixels; rounded up to the stride. An exported file of one size
                 keeps to its own.
             augment: Test-time augmentation.
@@ -85,14 +91,15 @@ class AutoShape(nn.Module):
             ValueError: Something in the list is no picture, or the list is empty.
             FileNotFoundError: A file is not there.
         """
-        device, dtype = device_of(self.model), input_dtype(self.model)
+        network = self.network
+        device, dtype = device_of(network), input_dtype(network)
         if isinstance(ims, Tensor):
             with autocast(device, self.amp):
-                return self.model(ims.to(device, dtype), augment=augment)
+                return network(ims.to(device, dtype), augment=augment).boxes
         if _is_list(ims) and not ims:
             raise ValueError("no picture: the list is empty")
         predictor = Predictor(
-            self.model, device, amp_dtype(device) if self.amp else None, augment=augment, conf_thres=self.conf,
+            network, device, amp_dtype(device) if self.amp else None, augment=augment, conf_thres=self.conf,
             iou_thres=self.iou, classes=self.classes, agnostic=self.agnostic, multi_label=self.multi_label,
             max_det=self.max_det,
         )  # fmt: skip
@@ -101,7 +108,7 @@ class AutoShape(nn.Module):
             pictures, files = zip(*(_read(im, i) for i, im in enumerate(ims)), strict=True)
         longest = size if isinstance(size, int) else max(size)
         scaled = [[int(side * longest / max(im.shape[:2])) for side in im.shape[:2]] for im in pictures]
-        shape = fixed_size(self.model) or [make_divisible(side, self.stride) for side in np.array(scaled).max(0)]
+        shape = fixed_size(network) or [make_divisible(side, self.stride) for side in np.array(scaled).max(0)]
         found, probs = predictor(pictures, shape)
         return Detections(
             list(pictures), found, list(files), self.names, self.cls_names, probs, predictor.milliseconds(),

@@ -9,9 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.common import MixConv2d  # noqa: F401 - YOLOv5 has it here
-from models.load import input_dtype, largest_stride, load_model, name_classes
+from models.answer import Answer
+from models.common import MixConv2d
+from models.load import device_of, input_dtype, largest_stride, load_model, name_classes
 from utils.dataset.config import DataConfig
+from utils.downloads import attempt_download
+
+__all__ = ["DetectMultiBackend", "Ensemble", "MixConv2d", "attempt_download", "attempt_load"]
 
 
 def attempt_load(
@@ -34,6 +38,14 @@ def attempt_load(
         ValueError: Not a weight file.
     """
     return load_model(weights, device or map_location or "cpu", fuse)
+
+
+class Ensemble(nn.ModuleList):
+    """Networks in evaluation mode that answer together, as loaders that were copied from YOLOv5 fill it by `append`."""
+
+    def forward(self, x: Tensor, augment: bool = False, profile: bool = False, visualize: bool = False) -> Answer:
+        """Pictures [B,3,H,W] → (the boxes of all [B,n,5+nc], None); see `Answer.together`."""
+        return Answer.together([m(x, augment=augment) for m in self])
 
 
 class DetectMultiBackend(nn.Module):
@@ -76,13 +88,19 @@ class DetectMultiBackend(nn.Module):
         self.pt, self.jit, self.onnx = (name.endswith(s) for s in (".pt", ".torchscript", ".onnx"))
         self.engine = self.triton = False  # formats that are not read here
 
-    def forward(self, im: Tensor, augment: bool = False, visualize: bool = False) -> list[Tensor | None]:
-        """Pictures [B,3,H,W], RGB in 0..1 → decoded boxes [B,n,5+nc], image-level probabilities [B,cls_nc] or None.
+    def forward(
+        self, im: Tensor, augment: bool = False, visualize: bool | str | Path = False
+    ) -> Tensor | list[Tensor | list[Tensor] | None]:
+        """Pictures [B,3,H,W], RGB in 0..1 → a list: decoded boxes [B,n,5+nc], raw maps (None with `augment`, and of an
+        ensemble), and of a joint network image-level probabilities [B,cls_nc]. An exported file gives no maps, and the
+        boxes alone are no list.
 
         `visualize` is without effect: see `detect.py --visualize`.
         """
-        answer = self.model(im.to(self.device), augment=augment)
-        return [answer.boxes, answer.probs]
+        answer = self.model(im.to(device_of(self.model), input_dtype(self.model)), augment=augment)
+        outputs = [answer.boxes, answer.maps] if self.pt else [answer.boxes]
+        outputs += [] if answer.probs is None else [answer.probs]
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def from_numpy(self, x: np.ndarray | Tensor) -> Tensor:
         """An array as a tensor on the network's device."""

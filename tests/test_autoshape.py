@@ -203,9 +203,9 @@ def test_colours_are_not_swapped(rgb):
     assert np.array_equal(empty.render()[0], red)
 
 
-def test_tensor_gives_the_networks_own_output(model):
-    (decoded, _), logits = model(torch.rand(2, 3, 64, 64))
-    assert decoded.shape == (2, 252, 8) and logits.shape == (2, 2)
+def test_tensor_gives_decoded_boxes(model):
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(model(images), model.network(images).boxes) and model(images).shape == (2, 252, 8)
 
 
 def test_training_mode_is_not_entered(model):
@@ -218,7 +218,7 @@ def test_torch_hub(weights, rgb, monkeypatch, tmp_path):
     model.conf = 0.5
     assert model(rgb).pandas().xyxy[0]["name"].isin(NAMES.values()).all()
     bare = torch.hub.load(str(ROOT), "custom", path=str(weights), source="local", autoshape=False, _verbose=False)
-    assert type(bare).__name__ == "DetectionModel"
+    assert type(bare).__name__ == "DetectMultiBackend" and type(bare.model).__name__ == "DetectionModel"
     threads = torch.get_num_threads()
     unsuffixed = torch.hub.load(str(ROOT), "custom", str(weights.with_suffix("")), source="local", _verbose=False)
     assert unsuffixed.names == model.names and torch.get_num_threads() == threads

@@ -361,12 +361,14 @@ def test_loaders_by_yolov5s_names(tmp_path):
     model = models.common.DetectMultiBackend(file, device=torch.device("cpu"), dnn=False, data=None, fp16=True)
     stride, names, pt = model.stride, model.names, model.pt
     model.warmup(imgsz=(1, 3, 64, 64))
-    boxes, probs = model(image, augment=False, visualize=False)
+    boxes, maps = model(image, augment=False, visualize=False)
     assert (stride, names[1], pt, model.onnx, model.engine, model.fp16) == (32, "MR", True, False, False, False)
-    assert torch.equal(boxes, expected) and probs is None
+    assert torch.equal(boxes, expected) and [m.shape for m in maps][2] == (1, 3, 2, 3, 8)
     assert non_max_suppression(model(image), max_det=3)[0].shape == (3, 6)
     joint = models.common.DetectMultiBackend(save_weights(tmp_path / "joint.pt"))
-    assert joint(image)[1].shape == (1, 2)
+    boxes, maps, probs = joint(image)
+    assert boxes.shape == (1, 378, 8) and len(maps) == 3 and probs.shape == (1, 2)
+    assert joint(image, augment=True)[1] is None
     assert models.common.AutoShape is AutoShape
     with pytest.raises(AttributeError, match="no attribute Nothing"):
         models.common.Nothing  # noqa: B018
@@ -381,6 +383,8 @@ def test_loaders_by_yolov5s_names(tmp_path):
     assert not joint.triton and torch.equal(joint.from_numpy(picture), torch.from_numpy(picture))
     model = models.common.DetectMultiBackend([exported], data=content)
     assert model.jit and not model.pt and model.names == NAMES  # its own come first
+    boxes, probs = model(torch.rand(1, 3, *model.model.imgsz))
+    assert probs.shape == (1, 2) and boxes.shape[2] == 8
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------
