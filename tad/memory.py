@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
+
+from utils.system.devices import core_count
 
 CHOICES = ("auto", "16", "32", "64")
 
@@ -43,10 +44,9 @@ def loading(memory: str, device: torch.device) -> Loading:
     `auto` takes the largest that a CUDA device holds. Without one the batch stays that of the model yaml, and no more
     workers and threads are started than there are cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if memory != "auto":
         return PRESETS[int(memory)]
     if device.type == "cuda":
         gib = torch.cuda.get_device_properties(device).total_memory / 2**30
         return PRESETS[max((m for m in PRESETS if m <= gib * 1.05), default=16)]
-    return Loading(0, max(cores - 1, 0), 2, 1, 1, max(cores - 1, 0), 1)
+    return Loading(0, max(core_count() - 1, 0), 2, 1, 1, max(core_count() - 1, 0), 1)

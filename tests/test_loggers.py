@@ -17,7 +17,8 @@ from torch import nn
 
 from models.training import more_scalars, table_columns, trace_columns, trace_row
 from utils.results.curves import plot_results, read_results
-from utils.training.records import RunLogger, plain
+from utils.system.plain import plain
+from utils.training.records import RunLogger
 
 JOINT_ORDER = [
     "train/image_loss",
@@ -120,7 +121,8 @@ def test_plain_takes_tensors_and_arrays():
         "d": (torch.ones(2, dtype=torch.bfloat16), True),
         3: float("inf"),
     }
-    assert plain(value) == {"a": 1.5, "b": 2.5, "c": [0, 1], "d": [[1.0, 1.0], True], "3": None}
+    assert plain(value) == {"a": 1.5, "b": 2.5, "c": [0, 1], "d": [[1.0, 1.0], True], 3: float("inf")}
+    assert plain(value, finite=True)[3] is None
     with pytest.raises(TypeError, match="object"):
         plain({"x": object()})
 
@@ -135,7 +137,7 @@ json_values = st.recursive(
 @given(json_values)
 @settings(max_examples=100, deadline=None)
 def test_plain_is_always_valid_json(value):
-    json.dumps(plain(value), allow_nan=False)
+    json.dumps(plain(value, finite=True), allow_nan=False)
 
 
 def test_resume_drops_the_epochs_that_are_run_again(tmp_path):

@@ -30,6 +30,7 @@ from utils.dataset.samplers import EpochBatchSampler, Key, image_weights
 from utils.dataset.scan import DatasetIndex
 from utils.dataset.store import ImageStore
 from utils.results.loaders import VID_FORMATS, LoadImages, LoadScreenshots, LoadStreams, LoadWebcam  # noqa: F401
+from utils.system.devices import core_count
 
 IMAGE_MIXES = ("area", "same_class")
 
@@ -316,10 +317,6 @@ def _start_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's; workers end with it
 
 
-def _cpu_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def create_dataloader(
     index: DatasetIndex,
     imgsz: int,
@@ -360,7 +357,7 @@ def create_dataloader(
     """
     batch_size = min(batch_size, len(index)) if len(index) else batch_size
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", max(world_size, 1)))  # processes on this machine; set by torchrun
-    workers = max(min(workers, _cpu_count() // sharing, -(-len(index) // batch_size)), min(workers, 1))
+    workers = max(min(workers, core_count() // sharing, -(-len(index) // batch_size)), min(workers, 1))
     method = torch.multiprocessing.get_start_method(allow_none=True) or _default_start_method()
     dataset = JointDataset(
         index,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from utils.dataset.config import DataConfig
 from utils.dataset.pictures import read_picture
 from utils.dataset.scan import DatasetIndex
 from utils.dataset.split import find_groups
+from utils.system.devices import core_count
 
 HASH_SIDE = (
     16  # bits of a row and of a column; 8 x 8, as often used, cannot tell the fans of two ultrasound clips apart
@@ -167,7 +167,7 @@ def fingerprints(files: Sequence[str]) -> tuple[list[bytes], np.ndarray]:
         digest = hashlib.sha256(repr(im.shape).encode() + im.tobytes()).digest()
         return digest, (grey[:, 1:] > grey[:, :-1]).ravel()
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, core_count())) as pool:
         found = list(tqdm(pool.map(one, files), total=len(files), desc="comparing", unit="pic", mininterval=1))
     return [digest for digest, _ in found], np.array([bits for _, bits in found], bool).reshape(len(files), -1)
 

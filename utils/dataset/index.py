@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import cv2
 import numpy as np
 
 from utils.dataset.labels import Problem
-from utils.system.files import user_cache, writable
+from utils.system.files import user_cache, whole_file, writable
 
 CACHE_VERSION = 2
 
@@ -156,19 +155,11 @@ def save_cache(places: list[Path], key: str, index: DatasetIndex, files: list[st
         text = "\n".join(" ".join(getattr(p, name).splitlines()) for p in index.problems)
         arrays[f"problem_{name}s"] = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
     for place in places:
-        temporary = None
-        try:
+        with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(suffix=".npz", prefix=".scan-", dir=place.parent)
-            with os.fdopen(handle, "wb") as stream:
+            with whole_file(place) as temporary, temporary.open("wb") as stream:
                 np.savez(stream, **arrays)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, place)
             return
-        except OSError:
-            if temporary:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
 
 
 def load_cache(place: Path, key: str, files: list[str], label_files: list[str], cls_nc: int) -> DatasetIndex | None:

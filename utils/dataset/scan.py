@@ -19,6 +19,7 @@ from utils.dataset.files import other_kinds, pair_with_labels
 from utils.dataset.index import DatasetIndex, cache_files, fingerprint, load_cache, save_cache
 from utils.dataset.labels import ParsedLabel, Problem, read_label
 from utils.dataset.pictures import IMG_FORMATS, check_picture, one_line
+from utils.system.devices import core_count
 from utils.system.voice import say
 
 # A picture may train detection without these, so they are reported but are no reason to stop a strict run.
@@ -143,7 +144,7 @@ def _scan(
     def check(pair: tuple[str, str]) -> tuple[tuple[int, int] | None, ParsedLabel]:
         return _scan_one(*pair, nc, cls_nc)
 
-    workers = workers if workers else min(8, os.cpu_count() or 1)
+    workers = workers if workers else min(8, core_count())
     # Threads: decoding releases the interpreter lock, and nothing has to be pickled or forked.
     with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
         warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata

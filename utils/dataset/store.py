@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch
 from tqdm import tqdm
 
 from utils.dataset.pictures import REDUCED, read_picture
-from utils.system.files import user_cache, writable
+from utils.system.devices import core_count
+from utils.system.files import user_cache, whole_file, writable
 from utils.system.voice import say
 
 MEMORY_MARGIN = 1.5  # a cache is made only if this multiple of its size is free
@@ -181,26 +181,19 @@ class ImageStore:
 
     def _write_disk_file(self, i: int) -> None:
         im, place = self._load(i), self._disk_file(i)
-        temporary = None
         try:
             picture = os.stat(str(self.files[i]))
             os.makedirs(os.path.dirname(place), exist_ok=True)
-            # Written aside and renamed: other processes may make the same file at the same time.
-            handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=os.path.dirname(place))
-            with os.fdopen(handle, "wb") as stream:
-                np.save(stream, im, allow_pickle=False)
-            os.utime(temporary, ns=(picture.st_atime_ns, picture.st_mtime_ns))  # tells later if the picture changed
-            os.replace(temporary, place)
-            temporary = None
+            with whole_file(Path(place)) as temporary:
+                with temporary.open("wb") as stream:
+                    np.save(stream, im, allow_pickle=False)
+                os.utime(temporary, ns=(picture.st_atime_ns, picture.st_mtime_ns))  # tells later if the picture changed
         except OSError as error:
             raise _NoCache(f"{place} cannot be written ({error.strerror})") from None
-        finally:
-            if temporary:
-                os.unlink(temporary)
 
     def _for_all(self, work: Callable[[int], None], text: str, count: int | None = None) -> None:
         count = len(self.files) if count is None else count
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, core_count())) as pool:
             for _ in tqdm(pool.map(work, range(count)), total=count, desc=text, unit="pic", disable=not count):
                 pass
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from utils.results.curves import plot_confusion_matrix, plot_metric_curve, plot_
 from utils.results.detections import label_text
 from utils.results.drawing import plot_images
 from utils.system.paths import UniqueStems
+from utils.system.plain import plain
 from utils.system.voice import say, warn
 
 PLOTTED_BATCHES = 3
@@ -84,18 +84,10 @@ def speed_line(speed_ms: dict[str, float], shape: Sequence[int]) -> str:
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def _finite(value):
-    """The same with None for numbers that json cannot hold."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def write_json(file: str | Path, content: dict | list) -> None:
     """Writes strict json: a number that is not finite becomes null."""
-    Path(file).write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(plain(content, finite=True), indent=1, ensure_ascii=False)
+    Path(file).write_text(text + "\n", encoding="utf-8")
 
 
 def draw_results(detection: DetectionMetrics, image: ImageMetrics | None, save_dir: Path) -> None:

@@ -79,14 +79,18 @@ def describe_device(device: torch.device) -> str:
     return f"{versions}, {device.type.upper()}"
 
 
+def core_count() -> int:
+    """Cores that this process may use: a container or a scheduler may give it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_all_cores(world_size: int = 1) -> int:
     """Let PyTorch compute on every core this process may use, shared among `world_size` processes; returns the count.
 
     A machine of two cores is computed on with two threads (YOLOv5 leaves one idle). `OMP_NUM_THREADS` is respected.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, cores // max(1, world_size)))
+        torch.set_num_threads(max(1, core_count() // max(1, world_size)))
     return torch.get_num_threads()
 
 

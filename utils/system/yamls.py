@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from utils.system.files import read_text
+from utils.system.plain import plain
 
 
 def load_yaml(path: str | Path) -> Any:
@@ -23,21 +23,5 @@ def load_yaml(path: str | Path) -> Any:
 
 def save_yaml(path: str | Path, data: dict) -> None:
     """Write plain values (paths and numpy numbers become text and numbers) as yaml, keys in their order."""
-    text = yaml.safe_dump(_plain(data), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(plain(data), sort_keys=False, allow_unicode=True)
     Path(path).write_text(text, encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_plain(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(v) for v in value]
-    if isinstance(value, os.PathLike):
-        return str(value)
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # numpy and torch scalars
-        return value.item()
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"cannot write {type(value).__name__} to yaml")

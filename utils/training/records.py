@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,31 +12,9 @@ from typing import Any
 import numpy as np
 
 from utils.system.files import whole_file
+from utils.system.plain import plain
 from utils.system.voice import say, warn
 from utils.training.table import EpochTable
-
-
-def plain(value: Any) -> Any:
-    """`value` as plain JSON data: tensors and arrays become numbers and lists, NaN and infinities become None.
-
-    Raises:
-        TypeError: for anything that is no number, text, None, mapping or sequence.
-    """
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if hasattr(value, "detach"):
-        value = value.detach().float().cpu().numpy()  # bfloat16 has no NumPy counterpart
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, os.PathLike):
-        return str(value)
-    raise TypeError(f"cannot write {value!r} of type {type(value).__name__} into the history")
 
 
 def _lookup(record: Mapping, path: tuple) -> float | None:
@@ -122,7 +98,7 @@ class RunLogger:
         Raises:
             TypeError: when the record holds something that is no plain number, text or list.
         """
-        record = plain(record)
+        record = plain(record, finite=True)
         number, trace = int(record["epoch"]), record.pop("trace", [])
         values = {column: _lookup(record, path) for column, path in self.columns.items()}
         self.history = [r for r in self.history if r["epoch"] < number] + [record]
