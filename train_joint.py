@@ -129,15 +129,12 @@ def summary(run: Run, engine: Engine, loader, first_epoch: int) -> list[str]:
     """Lines that say what is trained, and how."""
     opt, balancer, schedule = run.opt, engine.balancer, engine.schedule
     every, pictures = max(round(schedule.full_accumulate), 1), len(loader.dataset.index)
-    lines = [
+    return [
         f"Training epochs {first_epoch} to {opt.epochs - 1}: {pictures} pictures at {run.imgsz} px, batch "
         f"{run.batch_size}, {type(engine.optimizer).__name__} with a step every {every} batches, warm-up "
         f"{schedule.warmup_batches}, {loader.num_workers} data workers",
         f"Tasks balanced by {balancer}" if balancer.num_tasks > 1 else "One task: detection",
     ]
-    if balancer.num_tasks > 1 and not balancer.shared:
-        lines.append("No trained layer is shared by the tasks: no gradient can interfere, and nothing is measured")
-    return lines
 
 
 def validate(run: Run, engine: Engine, loader, criterion: ComputeJointLoss) -> dict:

@@ -274,11 +274,12 @@ def test_options_reach_torchjd():
 
 def test_flags_of_gradnorm_without_effect_are_told(capsys):
     build_balancer_from_args(parse("--balancer", "uw", "--gradnorm-alpha", "0.5"), 2, TwoTasks().shared)
-    assert "--gradnorm-alpha has no effect on --balancer uw" in capsys.readouterr().out
+    assert "WARNING: --gradnorm-alpha has no effect on --balancer uw" in capsys.readouterr().out
 
 
-def test_without_shared_layers_the_default_is_the_fixed_sum():
+def test_without_shared_layers_the_default_is_the_fixed_sum(capsys):
     assert isinstance(build_balancer_from_args(parse(), 2, []), Fixed)
+    assert "share no layer that trains" in (said := capsys.readouterr().out) and "(--balancer fixed)" in said
     assert isinstance(build_balancer_from_args(parse("--balancer", "uw"), 1, []), Fixed)
     aggregators = [n for n, e in TORCHJD_BALANCERS.items() if issubclass(e.balancer, Aggregated)]
     for name in ("gradnorm", *aggregators):

@@ -162,8 +162,9 @@ def build_balancer_from_args(
     name = args.balancer or ("gradnorm" if shared else "fixed")
     if num_tasks == 1:
         return build_balancer(name, 1, shared)
-    if args.balancer is None and not shared:
-        say("The tasks share no layer that trains, so their losses are added up (--balancer fixed).")
+    if not shared:
+        summed = "" if args.balancer else "; their losses are added up (--balancer fixed)"
+        say(f"The tasks share no layer that trains, so neither gradient can disturb the other{summed}")
     for flag in ("task_weights", "task_priorities"):
         if (given := getattr(args, flag)) is not None and len(given) != num_tasks:
             raise ValueError(f"{_dashed(flag)} needs {num_tasks} numbers, got {len(given)}")
