@@ -7,8 +7,8 @@ meets all of them alike. A step is forward pass, loss, backward pass and optimis
 layout that training uses. `plain sum` adds the losses up and does nothing else. GradNorm and `fixed` measure the task
 gradients, for the weights or for the record, at every step; the last column is what that comes to at the default
 interval. `gradnorm, last layer` measures at the last shared layer, the default, the two at every level. The others
-are shown without measuring for the record: their cost is their own, at every step. Reported are medians; the overhead
-is the median of the differences to the plain sum within a round.
+are shown without measuring for the record: their cost is their own, at every step. Reported is the least of the
+rounds, which other work on the machine disturbs least.
 
 On a machine that does other work, `--processor-time` counts the seconds that this process computed, on one thread, in
 place of those that went by.
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -110,13 +109,12 @@ def main() -> None:
     print(describe_device(device), f"batch {args.batch_size}, {args.imgsz} px, {args.rounds} rounds", sep="\n")
     for cfg in args.cfg:
         seconds = measure(cfg, args.balancers, args)
-        plain = seconds[PLAIN]
-        base = statistics.median(plain)
+        base = min(seconds[PLAIN])
         print(f"\n{cfg}\n{'balancer':22} {'ms a step':>10} {'overhead':>9} {f'at interval {DEFAULT_INTERVAL}':>15}")
         for name, times in seconds.items():
-            extra = statistics.median(t - p for t, p in zip(times, plain, strict=True)) / base
+            extra = min(times) / base - 1
             sparse = f"{extra / DEFAULT_INTERVAL:15.1%}" if name in (*MEASURED, LAST) else ""
-            print(f"{name:22} {statistics.median(times) * 1000:10.1f} {extra:9.1%} {sparse}")
+            print(f"{name:22} {min(times) * 1000:10.1f} {extra:9.1%} {sparse}")
 
 
 if __name__ == "__main__":

@@ -98,52 +98,23 @@ def add_balancer_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "balancing the tasks", f"--balancer NAME sets how the losses of both tasks are combined:\n{listing}"
     )
-    group.add_argument(
-        "--balancer",
-        default=None,
-        choices=list(BALANCERS),
-        metavar="NAME",
-        help="default: gradnorm, or fixed where the tasks share no layer",
-    )
-    group.add_argument(
-        "--task-weights",
-        type=float,
-        nargs="+",
-        metavar="W",
-        help="(initial) weights: det image; with fixed a 0 switches a task off",
-    )
-    group.add_argument(
-        "--task-priorities",
-        type=float,
-        nargs="+",
-        metavar="P",
-        help="how hard each task may pull at the shared layers under gradnorm: det image; 1 1 is the published method "
-        f"(default {' '.join(f'{p:g}' for p in DEFAULT_PRIORITIES)})",
-    )
-    group.add_argument("--gradnorm-alpha", type=float, help="how strongly a lagging task gains weight (default 1.5)")
-    group.add_argument("--gradnorm-lr", type=float, help="largest change of a log weight by one update (default 0.2)")
-    group.add_argument(
-        "--gradnorm-interval",
-        type=int,
-        default=10,
-        help="optimiser steps between measurements of the task gradients (by other balancers for the record only)",
-    )
-    group.add_argument(
-        "--gradnorm-layers",
-        choices=("all", "last"),
-        default="last",
-        help="measure task gradients at the last layer that the tasks share, which costs next to nothing, or at that "
-        "of every neck level that the image branch reads",
-    )
-    group.add_argument(
-        "--balancer-option",
-        nargs="+",
-        action="extend",
-        metavar="KEY=VALUE",
-        default=[],
-        help="further options: " + "; ".join(f"{n} {' '.join(e.options)}" for n, e in BALANCERS.items() if e.options),
-    )
-    group.add_argument("--gradnorm-freeze", type=int, metavar="EPOCHS", help="keep the weights after so many epochs")
+    add = group.add_argument
+    automatic = "default: gradnorm, or fixed where the tasks share no layer"
+    add("--balancer", choices=list(BALANCERS), metavar="NAME", help=automatic)
+    weights = "(initial) weights: det image; with fixed a 0 switches a task off"
+    add("--task-weights", type=float, nargs="+", metavar="W", help=weights)
+    priorities = "how hard a task may pull at the shared layers under gradnorm: det image; 1 1 is the published method"
+    default = " ".join(f"{p:g}" for p in DEFAULT_PRIORITIES)
+    add("--task-priorities", type=float, nargs="+", metavar="P", help=f"{priorities} (default {default})")
+    add("--gradnorm-alpha", type=float, help="how strongly a lagging task gains weight (default 1.5)")
+    add("--gradnorm-lr", type=float, help="largest change of a log weight by one update (default 0.2)")
+    interval = "optimiser steps between measurements of the task gradients (by other balancers for the record only)"
+    add("--gradnorm-interval", type=int, default=10, help=interval)
+    layers = "measure task gradients at the last layer that the tasks share, or at that of every neck level"
+    add("--gradnorm-layers", choices=("all", "last"), default="last", help=layers)
+    more = "further options: " + "; ".join(f"{n} {' '.join(e.options)}" for n, e in BALANCERS.items() if e.options)
+    add("--balancer-option", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=more)
+    add("--gradnorm-freeze", type=int, metavar="EPOCHS", help="keep the weights after so many epochs")
 
 
 def build_balancer_from_args(
