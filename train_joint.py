@@ -69,9 +69,7 @@ def train(opt: Options, hyp: dict, resumed: Checkpoint | None = None) -> dict:
     net = model
     if run.world.distributed:
         ids = [run.device.index] if run.device.type == "cuda" else None
-        # A task that is switched off sends no gradient to its layers, which the wrapper would wait for.
-        off = not engine.balancer.weights.all()
-        net = nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=off)
+        net = nn.parallel.DistributedDataParallel(model, device_ids=ids)
     logger = open_records(run, criterion, model, train_index, first_epoch if resumed else None) if main else None
     say(*summary(run, engine, loader, first_epoch))
     whole_from = opt.epochs - min(opt.close_mosaic, opt.epochs // 2)
