@@ -28,7 +28,7 @@ from utils.results.detections import ResultWriter, draw, summary
 from utils.results.feature_maps import FeatureMaps
 from utils.results.frames import Frame
 from utils.results.sources import open_source
-from utils.system.arguments import parse_words
+from utils.system.arguments import filled_in, parse_words
 from utils.system.devices import describe_device, half_dtype, select_device, use_all_cores
 from utils.system.display import can_show
 from utils.system.paths import ROOT, increment_path
@@ -41,82 +41,49 @@ def run(
     source: str | Path = ROOT / "data/images",
     data: str | Path = ROOT / "data/coco128.yaml",
     imgsz: int | tuple[int, int] = (640, 640),
-    conf_thres: float = 0.25,
-    iou_thres: float = 0.45,
-    max_det: int = 1000,
-    device: str = "",
-    view_img: bool = False,
-    save_txt: bool = False,
-    save_format: int = 0,
-    save_csv: bool = False,
-    save_conf: bool = False,
-    save_crop: bool = False,
-    nosave: bool = False,
-    classes: list[int] | None = None,
-    agnostic_nms: bool = False,
-    augment: bool = False,
-    update: bool = False,
-    project: str | Path = ROOT / "runs/detect",
-    name: str = "exp",
-    exist_ok: bool = False,
-    line_thickness: int = 3,
-    hide_labels: bool = False,
-    hide_conf: bool = False,
-    half: bool = False,
-    dnn: bool = False,
-    vid_stride: int = 1,
-    visualize: bool = False,
+    **options,
 ) -> Path:
-    """Detect on every frame of a source; the arguments are the command line's (`--help`).
+    """Detect on every frame of a source.
+
+    Args:
+        options: Those of the command line (`--help`), by their names there with `_` for `-`.
 
     Returns:
         The folder that the results were written to.
 
     Raises:
         FileNotFoundError: No weights or nothing to detect on.
+        TypeError: An option of an unknown name.
         ValueError: An argument out of range, or no picture of the source could be read.
     """
-    device = select_device(device)
-    use_all_cores()
-    model = load_model(weights, device, half=half and device.type == "cuda", dnn=dnn)
-    name_classes(model, data)
-    names, cls_names = model.names, model.cls_names
-    _check_arguments(classes, save_format, conf_thres, iou_thres, names)
-    refuse_augment(model, augment)
-    sides = _pair(imgsz)
-    say(f"{describe_device(device)}\n{_describe_model(weights, names, cls_names)}")
-    tell_dnn(weights, dnn)
-    imgsz, half = tuple(input_size(model, sides)), usable_half(model, half)
-    tell_thresholds(model, conf_thres, iou_thres, max_det, agnostic_nms)
-    predictor = Predictor(
-        model, device, half_dtype(device) if half else None, augment=augment, conf_thres=conf_thres,
-        iou_thres=iou_thres, classes=classes, agnostic=agnostic_nms, max_det=max_det,
-    )  # fmt: skip
-    predictor.warm_up((1, 3, *imgsz))
-    features = _feature_maps(model) if visualize else None
+    given = {"weights": weights, "source": source, "data": data, "imgsz": imgsz}
+    opt = filled_in(parse_opt([]), given | options, "detect")
+    predictor, imgsz = _load_predictor(opt)
+    names, cls_names = predictor.model.names, predictor.model.cls_names
+    features, view_img = _feature_maps(predictor.model) if opt.visualize else None, opt.view_img
 
-    with open_source(source, vid_stride) as frames:
+    with open_source(source, opt.vid_stride) as frames:
         if view_img or frames.live:
             view_img = can_show(warn=view_img)
-        save_dir = increment_path(Path(project) / name, exist_ok=exist_ok, mkdir=True)
-        with ResultWriter(save_dir, names, cls_names, save_csv=save_csv) as writer:
+        save_dir = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
+        with ResultWriter(save_dir, names, cls_names, save_csv=opt.save_csv) as writer:
             try:
                 for i, frame, detections, probs, ms in _detect_all(predictor, frames, imgsz, features):
                     h, w = predictor.shape[2:]
                     say(f"{frame.title}: {h}x{w} {summary(detections, probs, names, cls_names)}, {ms:.1f}ms")
-                    if save_txt:
-                        writer.write_label(frame, detections, probs, save_conf, save_format)
-                    if save_csv:
+                    if opt.save_txt:
+                        writer.write_label(frame, detections, probs, opt.save_conf, opt.save_format)
+                    if opt.save_csv:
                         writer.write_rows(frame, detections, probs)
-                    if save_crop:
+                    if opt.save_crop:
                         writer.write_crops(frame, detections)
                     if features:
                         features.save(i, save_dir / writer.name(frame))
-                    if nosave and not view_img:
+                    if opt.nosave and not view_img:
                         continue
-                    args = names, cls_names, line_thickness, hide_labels, hide_conf
+                    args = names, cls_names, opt.line_thickness, opt.hide_labels, opt.hide_conf
                     drawn = draw(frame.image, detections, probs, *args)
-                    if not nosave:
+                    if not opt.nosave:
                         writer.write_picture(frame, drawn)
                     if view_img and _show(frame, drawn):
                         break
@@ -130,16 +97,37 @@ def run(
     prepare, infer, suppress = predictor.milliseconds()
     shape = (1, *predictor.shape[1:])
     say(f"Speed: {prepare:.1f}ms pre-process, {infer:.1f}ms inference, {suppress:.1f}ms NMS per image at shape {shape}")
-    if save_txt:
+    if opt.save_txt:
         say(f"{writer.written['label file']} labels saved to {save_dir / 'labels'}")
     if features:
         say(f"Feature maps of each layer saved to a folder for each picture in {save_dir}")
     say(f"{frames.summary()}, {predictor.seen} frames looked at; written: {writer.summary()}")
     say(f"Results saved to {save_dir}")
-    if update:
+    if opt.update:
         for file in map(find_weights, _files(weights)):
             say(f"{file}: {_update(file)}")
     return save_dir
+
+
+def _load_predictor(opt: argparse.Namespace) -> tuple[Predictor, tuple[int, int]]:
+    """The network, asked as the options say, and height and width of its input; says what it is."""
+    device = select_device(opt.device)
+    use_all_cores()
+    model = load_model(opt.weights, device, half=opt.half and device.type == "cuda", dnn=opt.dnn)
+    name_classes(model, opt.data)
+    _check_arguments(opt.classes, opt.save_format, opt.conf_thres, opt.iou_thres, model.names)
+    refuse_augment(model, opt.augment)
+    sides = _pair(opt.imgsz)
+    say(f"{describe_device(device)}\n{_describe_model(opt.weights, model.names, model.cls_names)}")
+    tell_dnn(opt.weights, opt.dnn)
+    imgsz, half = tuple(input_size(model, sides)), usable_half(model, opt.half)
+    tell_thresholds(model, opt.conf_thres, opt.iou_thres, opt.max_det, opt.agnostic_nms)
+    predictor = Predictor(
+        model, device, half_dtype(device) if half else None, augment=opt.augment, conf_thres=opt.conf_thres,
+        iou_thres=opt.iou_thres, classes=opt.classes, agnostic=opt.agnostic_nms, max_det=opt.max_det,
+    )  # fmt: skip
+    predictor.warm_up((1, 3, *imgsz))
+    return predictor, imgsz
 
 
 def _detect_all(predictor: Predictor, frames, imgsz: tuple[int, int], features: FeatureMaps | None):

@@ -31,7 +31,7 @@ from utils.dataset.scan import DatasetIndex
 from utils.loss import ComputeJointLoss, scale_gains
 from utils.results.balance import plot_task_weights
 from utils.results.curves import plot_labels, plot_results
-from utils.system.arguments import parse_words
+from utils.system.arguments import filled_in, parse_words
 from utils.system.devices import broadcast_object, device_ids, init_world, select_device
 from utils.system.paths import ROOT, find_file
 from utils.system.process import launch_per_gpu
@@ -273,10 +273,7 @@ def run(**options) -> dict:
     Raises:
         TypeError: An option of an unknown name.
     """
-    known = vars(parse_opt([]))
-    if unknown := set(options) - set(known):
-        raise TypeError(f"train_joint.run() knows no {', '.join(sorted(unknown))}; see train_joint.py --help")
-    return main(argparse.Namespace(**known | options))
+    return main(filled_in(parse_opt([]), options, "train_joint"))
 
 
 def command_line() -> None:
