@@ -15,13 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from models.export.readers import (
-    input_size,
-    refuse_augment,
-    tell_dnn,
-    tell_thresholds,
-    usable_half,
-)
+from models.export.readers import heed_options, input_size
 from models.load import find_weights, load_model, name_classes
 from models.predictor import Predictor
 from utils.results.detections import ResultWriter, draw, summary
@@ -116,16 +110,12 @@ def _load_predictor(opt: argparse.Namespace) -> tuple[Predictor, tuple[int, int]
     model = load_model(opt.weights, device, half=opt.half and device.type == "cuda", dnn=opt.dnn)
     name_classes(model, opt.data)
     _check_arguments(opt.classes, opt.save_format, opt.conf_thres, opt.iou_thres, model.names)
-    refuse_augment(model, opt.augment)
-    sides = _pair(opt.imgsz)
+    imgsz = tuple(input_size(model, _pair(opt.imgsz)))
     say(f"{describe_device(device)}\n{_describe_model(opt.weights, model.names, model.cls_names)}")
-    tell_dnn(opt.weights, opt.dnn)
-    imgsz, half = tuple(input_size(model, sides)), usable_half(model, opt.half)
-    tell_thresholds(model, opt.conf_thres, opt.iou_thres, opt.max_det, opt.agnostic_nms)
-    predictor = Predictor(
-        model, device, half_dtype(device) if half else None, augment=opt.augment, conf_thres=opt.conf_thres,
-        iou_thres=opt.iou_thres, classes=opt.classes, agnostic=opt.agnostic_nms, max_det=opt.max_det,
-    )  # fmt: skip
+    nms = {"conf_thres": opt.conf_thres, "iou_thres": opt.iou_thres}
+    nms |= {"max_det": opt.max_det, "agnostic": opt.agnostic_nms}
+    dtype = half_dtype(device) if heed_options(model, opt.weights, opt.half, opt.dnn, opt.augment, nms) else None
+    predictor = Predictor(model, device, dtype, augment=opt.augment, classes=opt.classes, **nms)
     predictor.warm_up((1, 3, *imgsz))
     return predictor, imgsz
 

@@ -17,14 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from models.export.readers import (
-    fixed_size,
-    input_size,
-    refuse_augment,
-    tell_dnn,
-    tell_thresholds,
-    usable_half,
-)
+from models.export.readers import fixed_size, heed_options, input_size
 from models.load import largest_stride, load_model, name_classes
 from models.predictor import Predictor
 from models.validation import Evaluator, make_loader
@@ -98,11 +91,8 @@ def run(
     opt, world, in_training = filled_in(parse_opt([]), options, "val_joint"), world or World(), model is not None
     data = data if isinstance(data, DataConfig) else load_data_config(data)
     device = opt.device if isinstance(opt.device, torch.device) else select_device(opt.device, opt.batch_size)
-    if in_training:
-        predictor = make_predictor(model, device, opt, amp)
-    else:
-        predictor = load_predictor(weights, data, device, opt, amp, world)
-        model = predictor.model
+    predictor = ask(model, weights, data, device, opt, amp, world)
+    model = predictor.model
     rows, imgsz = input_size(model, (opt.imgsz, opt.imgsz))
     if rows != imgsz:
         raise ValueError(f"{weights} takes pictures of {rows}x{imgsz} alone; validation needs a square, or --dynamic")
@@ -128,7 +118,7 @@ def run(
     settings = {
         key: getattr(opt, key) for key in ("conf_thres", "iou_thres", "max_det", "task", "augment", "single_cls")
     }
-    settings |= {"imgsz": imgsz, "dtype": name_of(predictor.dtype)}
+    settings |= {"imgsz": imgsz, "dtype": str(predictor.dtype or torch.float32).removeprefix("torch.")}
     results = evaluator.compute(opt.fitness_weight) | {"settings": settings}
     tell(evaluator, results, opt, in_training)
     write(evaluator, results, opt, Path(save_dir), plots, weights, dataloader)
@@ -137,33 +127,23 @@ def run(
     return results
 
 
-def make_predictor(model: nn.Module, device: torch.device, opt: argparse.Namespace, amp: str = "off") -> Predictor:
-    """A network that is asked as the options say."""
-    refuse_augment(model, opt.augment)
-    dtype = half_dtype(device) if usable_half(model, opt.half) else amp_dtype(device, amp)
-    return Predictor(
-        model, device, dtype, memory_format(device, dtype), opt.augment, conf_thres=opt.conf_thres,
-        iou_thres=opt.iou_thres, max_det=opt.max_det, agnostic=opt.single_cls, multi_label=True,
-    )  # fmt: skip
-
-
-def load_predictor(weights, data: DataConfig, device, opt: argparse.Namespace, amp: str, world: World) -> Predictor:
-    """The same of weight files; says where and how it computes, and what of the options has no effect."""
-    use_all_cores(world.size)
-    model = load_model(weights, device, dnn=opt.dnn)
-    name_classes(model, data)
-    predictor = make_predictor(model, device, opt, amp)
-    model.to(memory_format=predictor.layout)
-    say(f"{describe_device(device)}, {name_of(predictor.dtype)}")
-    if opt.conf_thres > 0.001 and opt.task != "speed":
-        warn(f"--conf-thres {opt.conf_thres} cuts the curves off, which falsifies mAP; measure it at 0.001")
-    tell_dnn(weights, opt.dnn)
-    tell_thresholds(model, opt.conf_thres, opt.iou_thres, opt.max_det, opt.single_cls)
-    return predictor
-
-
-def name_of(dtype: torch.dtype | None) -> str:
-    return str(dtype or torch.float32).removeprefix("torch.")
+def ask(model, weights, data: DataConfig, device, opt: argparse.Namespace, amp: str, world: World) -> Predictor:
+    """The network, asked as the options say; without one that of the weight files, with a line on where it computes."""
+    nms = {"conf_thres": opt.conf_thres, "iou_thres": opt.iou_thres, "max_det": opt.max_det, "agnostic": opt.single_cls}
+    half, loaded = opt.half, model is None
+    if loaded:
+        use_all_cores(world.size)
+        model = load_model(weights, device, dnn=opt.dnn)
+        name_classes(model, data)
+        half = heed_options(model, weights, half, opt.dnn, opt.augment, nms)
+    dtype = half_dtype(device) if half else amp_dtype(device, amp)
+    layout = memory_format(device, dtype)
+    if loaded:
+        model.to(memory_format=layout)
+        say(f"{describe_device(device)}, {str(dtype or torch.float32).removeprefix('torch.')}")
+        if opt.conf_thres > 0.001 and opt.task != "speed":
+            warn(f"--conf-thres {opt.conf_thres} cuts the curves off, which falsifies mAP; measure it at 0.001")
+    return Predictor(model, device, dtype, layout, opt.augment, multi_label=True, **nms)
 
 
 def tell(evaluator: Evaluator, results: dict, opt: argparse.Namespace, in_training: bool) -> None:

@@ -32,17 +32,6 @@ class Picture(NamedTuple):
     probs: np.ndarray | None
 
 
-class Drawing(NamedTuple):
-    """A batch to draw: as the loader gives it, boxes [n,6] in pixels of the input, probabilities [B,cls_nc] or None."""
-
-    images: Tensor
-    targets: Tensor
-    image_targets: Tensor
-    found: list[Tensor]
-    probs: Tensor | None
-    paths: list[str]
-
-
 @dataclass
 class Collected:
     """What validation has gathered so far, on the processor; lists hold (number of the batch, entry)."""
@@ -52,7 +41,7 @@ class Collected:
     unlabelled: int = 0  # pictures without an image label, where the data has such labels
     losses: list[tuple[int, dict[str, tuple[float, int]]]] = field(default_factory=list)  # mean, of how many pictures
     pictures: list[tuple[int, Picture]] = field(default_factory=list)
-    drawings: list[tuple[int, Drawing]] = field(default_factory=list)
+    drawings: list[tuple[int, tuple]] = field(default_factory=list)  # what `draw_batch` draws
     seconds: Counter = field(default_factory=Counter)
 
     def merge(self, other: Collected) -> None:
@@ -137,7 +126,7 @@ class Evaluator:
                 picture = Picture(str(path), size, in_picture[i].numpy(), with_known[i].numpy(), own)
                 all_of_it.pictures.append((number, picture))
         if number < self.drawn:
-            all_of_it.drawings.append((number, Drawing(images, targets, image_targets, found, probs, paths)))
+            all_of_it.drawings.append((number, (images, targets, image_targets, found, probs, paths)))
 
     def merge(self, others: list[Collected]) -> None:
         """Adds what other processes collected from other batches."""

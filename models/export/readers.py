@@ -286,24 +286,9 @@ def refuse_augment(model: nn.Module, augment: bool) -> None:
         raise ValueError("--augment works with PyTorch weights (.pt) alone: an exported file has one path through it")
 
 
-def usable_half(model: nn.Module, half: bool) -> bool:
-    """`half`, or False with a line where the precision was settled when the file was exported."""
-    if half and getattr(model, "exported", False):
-        say("--half changes nothing: an exported file computes in the precision that it was exported with")
-        return False
-    return half
-
-
 def fixed_size(model: nn.Module) -> tuple[int, int] | None:
     """Height and width of an exported file that takes one size alone, None for any other network."""
     return getattr(model, "imgsz", None)
-
-
-def tell_dnn(weights: str | Path | Sequence[str | Path], dnn: bool) -> None:
-    """A line where --dnn has nothing to do with the weights."""
-    files = [weights] if isinstance(weights, str | Path) else weights
-    if dnn and not any(str(file).lower().endswith(".onnx") for file in files):
-        warn("--dnn runs ONNX files through OpenCV; these weights are none, so the flag changes nothing")
 
 
 def input_size(model: nn.Module, imgsz: Sequence[int]) -> list[int]:
@@ -316,17 +301,32 @@ def input_size(model: nn.Module, imgsz: Sequence[int]) -> list[int]:
     return list(fixed or wanted)
 
 
-def tell_thresholds(model: nn.Module, conf_thres: float, iou_thres: float, max_det: int, agnostic: bool) -> None:
-    """A line where the suppression inside a file cannot do what is asked."""
-    inside = getattr(model, "nms", None)
-    if inside is None:
-        return
-    asked = {"--conf-thres": (conf_thres, inside["conf_thres"]), "--iou-thres": (iou_thres, inside["iou_thres"])}
-    asked |= {"--max-det": (max_det, inside["max_det"]), "--agnostic-nms": (agnostic, inside["agnostic"])}
-    free = {"--conf-thres": conf_thres >= inside["conf_thres"], "--max-det": max_det <= inside["max_det"]}
-    other = [f"{flag} {own} (asked: {ask})" for flag, (ask, own) in asked.items() if ask != own and not free.get(flag)]
-    if other:
-        warn(f"non-max suppression is inside the file, with {', '.join(other)}")
+def heed_options(
+    model: nn.Module, weights: str | Path | Sequence[str | Path], half: bool, dnn: bool, augment: bool, nms: dict
+) -> bool:
+    """A line for each option that cannot do what is asked; whether half precision is to be computed in.
+
+    Args:
+        nms: Thresholds for `Answer.detections`.
+
+    Raises:
+        ValueError: Test-time augmentation is asked of an exported file.
+    """
+    refuse_augment(model, augment)
+    files = [weights] if isinstance(weights, str | Path) else weights
+    if dnn and not any(str(file).lower().endswith(".onnx") for file in files):
+        warn("--dnn runs ONNX files through OpenCV; these weights are none, so the flag changes nothing")
+    if inside := getattr(model, "nms", None):
+        free = {"conf_thres": nms["conf_thres"] >= inside["conf_thres"], "max_det": nms["max_det"] <= inside["max_det"]}
+        flags = {"conf_thres": "--conf-thres", "iou_thres": "--iou-thres"}
+        flags |= {"max_det": "--max-det", "agnostic": "--agnostic-nms"}
+        asked = {key: flag for key, flag in flags.items() if nms[key] != inside[key] and not free.get(key)}
+        other = [f"{flag} {inside[key]} (asked: {nms[key]})" for key, flag in asked.items()]
+        if other:
+            warn(f"non-max suppression is inside the file, with {', '.join(other)}")
+    if half and getattr(model, "exported", False):
+        say("--half changes nothing: an exported file computes in the precision that it was exported with")
+    return half and not getattr(model, "exported", False)
 
 
 def _size(imgsz: Sequence[int]) -> str:
