@@ -66,7 +66,8 @@ def run(
                     h, w = predictor.shape[2:]
                     say(f"{frame.title}: {h}x{w} {summary(detections, probs, names, cls_names)}, {ms:.1f}ms")
                     if opt.save_txt:
-                        writer.write_label(frame, detections, probs, opt.save_conf, opt.save_format)
+                        answer = None if opt.no_image_row else probs
+                        writer.write_label(frame, detections, answer, opt.save_conf, opt.save_format)
                     if opt.save_csv:
                         writer.write_rows(frame, detections, probs)
                     if opt.save_crop:
@@ -228,6 +229,9 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
     )
     parser.add_argument("--save-csv", action="store_true", help="write predictions.csv, best first, boxes in pixels")
     parser.add_argument("--save-conf", action="store_true", help="add the confidence to the object rows of --save-txt")
+    parser.add_argument(
+        "--no-image-row", action="store_true", help="--save-txt without the image row, for other readers"
+    )
     parser.add_argument("--save-crop", action="store_true", help="write each box as a picture")
     parser.add_argument("--nosave", action="store_true", help="write no pictures and videos")
     parser.add_argument("--classes", nargs="+", type=int, help="keep these classes only: --classes 0 2 3")

@@ -24,6 +24,7 @@ from models.validation import Evaluator, make_loader
 from utils.boxes import check_img_size
 from utils.dataset.config import DataConfig, load_data_config
 from utils.results.validation import (
+    DETAILS,
     PLOTTED_BATCHES,
     detection_table,
     draw_batch,
@@ -159,22 +160,28 @@ def tell(evaluator: Evaluator, results: dict, opt: argparse.Namespace, in_traini
 
 
 def write(evaluator: Evaluator, results: dict, opt: argparse.Namespace, save_dir: Path, plots, weights, loader) -> None:
-    """metrics.json, and what else is asked for: pictures, label files, predictions in COCO's format."""
+    """metrics.json, and what else is asked for: pictures, label files, predictions in COCO's format.
+
+    Tools that ask for `--save-json` take the one json in the folder, so the others go to a folder in it.
+    """
     collected, data, names = evaluator.collected, evaluator.data, evaluator.names
     save_dir.mkdir(parents=True, exist_ok=True)
     if plots:
         draw_results(collected.detection, collected.image, save_dir)
         for number, batch in collected.drawings:
             draw_batch(number, *batch, names, (data.cls_names, dict(evaluator.predictor.model.cls_names)), save_dir)
-    write_json(save_dir / "metrics.json", results)
+    details = save_dir / DETAILS if opt.save_json else save_dir
+    details.mkdir(exist_ok=True)
+    write_json(details / "metrics.json", results)
     pictures = [picture for _, picture in collected.pictures]
     if opt.save_json:
         stem = Path(weights[0] if isinstance(weights, list) else weights or "model").stem
         file, found = save_dir / f"{stem}_predictions.json", {p.path: p.detections for p in pictures}
         results["pycocotools"] = write_coco(found, loader.dataset.index, data, names, file, opt.max_det)
-        write_json(save_dir / "metrics.json", results)
+        write_json(details / "metrics.json", results)
     if opt.save_txt or opt.save_hybrid:
-        say(f"{write_labels(pictures, save_dir / 'labels', opt.save_conf)} label files saved to {save_dir / 'labels'}")
+        count = write_labels(pictures, save_dir / "labels", opt.save_conf, not opt.no_image_row)
+        say(f"{count} label files saved to {save_dir / 'labels'}")
 
 
 def study(opt: argparse.Namespace, world: World) -> None:
@@ -232,6 +239,7 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
     add("--save-txt", action="store_true", help="write predictions as label files: object rows and the image row")
     add("--save-hybrid", action="store_true", help="--save-txt with the known boxes merged in (metrics: without them)")
     add("--save-conf", action="store_true", help="add the confidence to the object rows of --save-txt")
+    add("--no-image-row", action="store_true", help="--save-txt without the image row, for other readers")
     add("--save-json", action="store_true", help="write predictions in COCO's format and check them with pycocotools")
     add("--project", default=ROOT / "runs/val", help="write to project/name")
     add("--name", default="exp", help="write to project/name")

@@ -313,6 +313,15 @@ def test_half_on_a_processor_and_dnn(weights, pictures, tmp_path, capsys):
     assert "--dnn" in capsys.readouterr().out and len(rows_of(out / "predictions.csv")) == 4
 
 
+def test_label_files_without_the_image_row(weights, pictures, tmp_path):
+    with_row = run(weights, pictures, tmp_path, save_txt=True) / "labels"
+    without = run(weights, pictures, tmp_path, save_txt=True, save_csv=True, no_image_row=True)
+    for file in with_row.iterdir():
+        rows = (without / "labels" / file.name).read_text().splitlines()
+        assert rows == file.read_text().splitlines()[:-2] and all(len(row.split()) == 5 for row in rows)
+    assert rows_of(without / "predictions.csv")[0]["image_class"]  # the table keeps the answer
+
+
 def test_view_img_without_a_display(weights, pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.delenv("DISPLAY", raising=False), monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)

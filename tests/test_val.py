@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import val
 import val_joint
 from models.answer import Answer
 from utils.dataset.labels import parse_label
@@ -199,8 +200,38 @@ def test_save_json_agrees_with_pycocotools(data, tmp_path):
     assert results["pycocotools"]["map50"] == pytest.approx(1.0)
     entries = json.loads((tmp_path / "model_predictions.json").read_text())
     assert len(entries) == 5 and set(entries[0]) == {"image_id", "category_id", "bbox", "score"}
-    truth = json.loads((tmp_path / "model_ground_truth.json").read_text())
+    truth = json.loads((tmp_path / "details" / "model_ground_truth.json").read_text())
     assert len(truth["annotations"]) == 5 and len(truth["images"]) == 5
+    assert json.loads((tmp_path / "details" / "metrics.json").read_text())["pycocotools"] == results["pycocotools"]
+    assert [f.name for f in tmp_path.glob("*.json")] == ["model_predictions.json"]  # tools take the one that is there
+
+
+def test_label_files_without_the_image_row(data, tmp_path):
+    rows = {}
+    for with_row in (True, False):
+        run(data, Oracle(), save_dir=tmp_path / str(with_row), plots=False, save_txt=True, no_image_row=not with_row)
+        files = sorted((tmp_path / str(with_row) / "labels").glob("*.txt"))
+        rows[with_row] = [f.read_text().splitlines() for f in files]
+    assert len(rows[False]) == len(rows[True]) > 3 and any(rows[False])
+    for with_row, without in zip(rows[True], rows[False], strict=True):
+        assert with_row[: len(without)] == without and sum(map(int, with_row[-1].split())) == 1
+        assert all(len(row.split()) == 5 for row in without)  # every row unpacks, and none is empty
+
+
+def test_val_run_by_yolov5s_call(data, tmp_path):
+    """Positional arguments, and the tuple that its callers unpack."""
+    options = {"model": Oracle(), "workers": 0, "plots": False}
+    (p, r, map50, map50_95, *losses), maps, t = val.run(
+        data, None, 2, 64, 0.01, 0.5, 100, "val", "cpu", save_dir=tmp_path / "a", **options
+    )
+    results = val_joint.run(
+        data, batch_size=2, imgsz=64, conf_thres=0.01, iou_thres=0.5, max_det=100, device="cpu",
+        save_dir=tmp_path / "b", **options,
+    )  # fmt: skip
+    detection = results["detection"]
+    assert (p, r, map50) == (detection["precision"], detection["recall"], detection["map50"])
+    assert map50_95 == detection["map50_95"] == pytest.approx(maps.mean()) and losses == [0, 0, 0]
+    assert isinstance(maps, np.ndarray) and maps.tolist() == detection["maps"] and len(t) == 3 and min(t) >= 0
 
 
 def test_plots(data, tmp_path):
@@ -424,7 +455,7 @@ def test_cocos_annotations_are_used_for_their_own_split(tmp_path, capsys, split,
     assert said in out if said else "WARNING" not in out
     (entry,) = json.loads((tmp_path / "x_predictions.json").read_text())
     assert (entry["image_id"], entry["category_id"]) == (7, 90)  # COCO's own numbers, annotations or not
-    assert (tmp_path / "x_ground_truth.json").exists() == (map50_95 == 1)
+    assert (tmp_path / "details" / "x_ground_truth.json").exists() == (map50_95 == 1)
 
 
 def test_the_run_is_not_lost_over_its_check(tmp_path, capsys, monkeypatch):

@@ -22,6 +22,7 @@ from utils.system.plain import plain
 from utils.system.voice import say, warn
 
 PLOTTED_BATCHES = 3
+DETAILS = "details"  # folder of the other json files where predictions are written as json
 
 # --- tables -------------------------------------------------------------------------------------------------------
 
@@ -124,12 +125,13 @@ def draw_batch(batch: int, images, targets, image_targets, found, probs, paths, 
     plot_images(images, torch.cat(rows), probs, paths, file % "pred", names, cls_names[1])
 
 
-def write_labels(pictures: Sequence, folder: Path, with_conf: bool) -> int:
+def write_labels(pictures: Sequence, folder: Path, with_conf: bool, image_row: bool = True) -> int:
     """Writes a label file for each picture (see `models.validation.Picture`) and returns their number."""
     folder.mkdir(parents=True, exist_ok=True)
     stems = UniqueStems()
     for p in pictures:
-        text = label_text(p.with_known, p.probs, p.size, 0 if p.probs is None else len(p.probs), with_conf)
+        probs = p.probs if image_row else None
+        text = label_text(p.with_known, probs, p.size, 0 if probs is None else len(probs), with_conf)
         (folder / f"{stems(p.path)}.txt").write_text(text, encoding="utf-8")
     return len(pictures)
 
@@ -142,7 +144,7 @@ def write_coco(
     file: Path,
     max_det: int,
 ) -> dict[str, float]:
-    """Writes predictions in COCO's format and the ground truth beside them, and has pycocotools compare them.
+    """Writes predictions in COCO's format and, in a folder beside them, the ground truth; pycocotools compares them.
 
     Args:
         detections: picture path to [n,6] in pixels of the picture.
@@ -169,7 +171,9 @@ def write_coco(
         checked = _compare(official, predictions, ids, max_det) if official else None
         if checked is None:
             truth = coco.ground_truth(index, names, ids, categories)
-            write_json(file.with_name(file.name.replace("predictions", "ground_truth")), truth)
+            name = file.name.replace("predictions", "ground_truth")
+            (file.parent / DETAILS).mkdir(exist_ok=True)
+            write_json(file.parent / DETAILS / name, truth)
             checked = coco.evaluate(truth, predictions, ids, max_det)
     except Exception as e:  # a long validation is not lost over its check
         warn(f"{e if isinstance(e, ModuleNotFoundError) else f'no check by pycocotools ({e!r})'}")
