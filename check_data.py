@@ -24,6 +24,8 @@ from utils.dataset.checks import Report, check, report_lines, write_report
 from utils.dataset.config import SPLITS, DataConfig, ensure_data, load_data_config, load_hyp, pattern
 from utils.dataset.scan import scan_dataset
 from utils.dataset.split import group_table, grouped_parts, need_groups, write_folds
+from utils.system.arguments import check_ranges, parse_words
+from utils.system.command_line import one_sentence
 from utils.system.paths import ROOT, find_file, increment_path
 from utils.system.voice import say
 from utils.system.yamls import load_yaml
@@ -86,7 +88,7 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     )
     add("--seed", type=int, default=0, help="another division")
     add("--out", help="folder of what is written; runs/check/exp where left out")
-    return parser.parse_args(args)
+    return parse_words(parser, args)
 
 
 def shares_of(opt: argparse.Namespace) -> tuple[list[float], list[str]]:
@@ -106,6 +108,7 @@ def shares_of(opt: argparse.Namespace) -> tuple[list[float], list[str]]:
 
 def main(opt: argparse.Namespace) -> int:
     """Run the command line; returns the exit code."""
+    check_ranges(vars(opt))
     data = load_data_config(opt.data)
     ensure_data(data, [split for split in SPLITS if getattr(data, split)])
     data = dataclasses.replace(data, group=pattern(opt.group_regex, "--group-regex") or data.group)
@@ -119,8 +122,5 @@ def main(opt: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence("check_data.py", code=2):
         sys.exit(main(parse_opt()))
-    except (OSError, ValueError) as error:
-        say(f"check_data.py: {error}")
-        sys.exit(2)

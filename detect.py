@@ -23,6 +23,7 @@ from utils.results.feature_maps import FeatureMaps
 from utils.results.frames import Frame
 from utils.results.sources import open_source
 from utils.system.arguments import filled_in, parse_words
+from utils.system.command_line import one_sentence
 from utils.system.devices import describe_device, half_dtype, select_device, use_all_cores
 from utils.system.display import can_show
 from utils.system.paths import ROOT, increment_path
@@ -110,7 +111,8 @@ def _load_predictor(opt: argparse.Namespace) -> tuple[Predictor, tuple[int, int]
     use_all_cores()
     model = load_model(opt.weights, device, half=opt.half and device.type == "cuda", dnn=opt.dnn)
     name_classes(model, opt.data)
-    _check_arguments(opt.classes, opt.save_format, opt.conf_thres, opt.iou_thres, model.names)
+    if unknown := [c for c in opt.classes or [] if c not in model.names]:
+        raise ValueError(f"--classes {' '.join(map(str, unknown))}: the model knows {model.names}")
     imgsz = tuple(input_size(model, _pair(opt.imgsz)))
     say(f"{describe_device(device)}\n{_describe_model(opt.weights, model.names, model.cls_names)}")
     nms = {"conf_thres": opt.conf_thres, "iou_thres": opt.iou_thres}
@@ -161,17 +163,6 @@ def _whole_pixels(detections: torch.Tensor) -> np.ndarray:
     rounded = boxes.round()
     vanishing = (rounded[:, 2:] <= rounded[:, :2]).any(1, keepdim=True)
     return torch.cat([torch.where(vanishing, boxes, rounded), detections[:, 4:6]], 1).float().cpu().numpy()
-
-
-def _check_arguments(classes, save_format, conf_thres, iou_thres, names) -> None:
-    for flag, value in (("--conf-thres", conf_thres), ("--iou-thres", iou_thres)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{flag} {value}: must lie between 0 and 1")
-    if save_format not in (0, 1):
-        raise ValueError(f"--save-format {save_format}: 0 is normalised centre and size, 1 normalised corners")
-    unknown = [c for c in classes or [] if c not in names]
-    if unknown:
-        raise ValueError(f"--classes {' '.join(map(str, unknown))}: the model knows {names}")
 
 
 def _pair(imgsz) -> list[int]:
@@ -259,10 +250,8 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
 
 def main(opt: argparse.Namespace) -> None:
     """Run the command line; a problem that the user can solve ends in one sentence instead of a traceback."""
-    try:
+    with one_sentence("detect.py"):
         run(**vars(opt))
-    except (OSError, ValueError, ModuleNotFoundError) as e:
-        raise SystemExit(f"detect.py: {e}") from None
 
 
 if __name__ == "__main__":

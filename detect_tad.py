@@ -26,7 +26,8 @@ from tad.load import load_model
 from tad.plots import plot_timelines
 from tad.predict import predict_video
 from tad.video import SUFFIXES, VideoFile
-from utils.system.arguments import parse_words
+from utils.system.arguments import check_ranges, parse_words
+from utils.system.command_line import one_sentence
 from utils.system.devices import AMP_CHOICES, amp_dtype, describe_device, select_device, use_all_cores
 from utils.system.files import read_text, whole_file
 from utils.system.paths import ROOT, UniqueStems, increment_path
@@ -129,8 +130,7 @@ def main(opt: argparse.Namespace) -> dict[str, list[Event]]:
     Raises:
         FileNotFoundError, ValueError: The weights, or no file could be used; one sentence.
     """
-    if not 0 <= opt.conf_thres <= 1 or opt.max_det < 1:
-        raise ValueError("--conf-thres must be between 0 and 1, and --max-det at least 1")
+    check_ranges(vars(opt))
     device = select_device(opt.device)
     use_all_cores()
     say(f"Temporal detection on {describe_device(device)}")
@@ -153,12 +153,8 @@ def main(opt: argparse.Namespace) -> dict[str, list[Event]]:
 
 def command_line() -> None:
     """Run the command line; a problem that the user can solve ends in one sentence instead of a traceback."""
-    try:
+    with one_sentence("detect_tad.py"):
         main(parse_opt())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"Error: {error}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import torch
 from models.export.formats import FORMATS, PACKAGES, Job
 from models.load import find_weights, largest_stride, load_model
 from utils.boxes import check_img_size
-from utils.system.arguments import parse_words
+from utils.system.arguments import check_ranges, parse_words
+from utils.system.command_line import one_sentence
 from utils.system.devices import describe_device, select_device, use_all_cores
 from utils.system.packages import need
 from utils.system.paths import ROOT
@@ -82,6 +83,7 @@ def run(
             the network.
     """
     given = locals()
+    check_ranges(given)
     formats = check_formats(include)
     for flag, default in NEEDLESS.items():
         if given[flag] != default:
@@ -148,8 +150,6 @@ def check_flags(
     """Raises ValueError where flags do not go together; says in a line which change nothing."""
     if int8:
         raise ValueError("--int8 is not supported: export with --include openvino, then quantise the folder with NNCF")
-    if batch_size < 1:
-        raise ValueError(f"--batch-size {batch_size}: at least one picture")
     traced = [name for name in formats if name in ("torchscript", "onnx")]
     if half and traced and device.type != "cuda":
         raise ValueError(
@@ -169,11 +169,6 @@ def check_flags(
         say("--simplify changes nothing: it is for onnx and openvino")
     if not nms and thresholds != {"conf_thres": 0.25, "iou_thres": 0.45, "max_det": 100, "agnostic": False}:
         say("--conf-thres, --iou-thres, --topk-all and --agnostic-nms change nothing without --nms")
-    for flag, key in (("--conf-thres", "conf_thres"), ("--iou-thres", "iou_thres")):
-        if not 0 <= thresholds[key] <= 1:
-            raise ValueError(f"{flag} {thresholds[key]}: must lie between 0 and 1")
-    if thresholds["max_det"] < 1:
-        raise ValueError(f"--topk-all {thresholds['max_det']}: at least one detection")
 
 
 def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
@@ -210,11 +205,9 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
 
 def main(opt: argparse.Namespace) -> None:
     """Run the command line; a problem that the user can solve ends in one sentence instead of a traceback."""
-    try:
+    with one_sentence("export.py"):
         for weights in opt.weights if isinstance(opt.weights, list) else [opt.weights]:
             run(**{**vars(opt), "weights": weights})
-    except (OSError, ValueError, ModuleNotFoundError) as e:
-        raise SystemExit(f"export.py: {e}") from None
 
 
 if __name__ == "__main__":

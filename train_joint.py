@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -31,7 +30,8 @@ from utils.dataset.scan import DatasetIndex
 from utils.loss import ComputeJointLoss, scale_gains
 from utils.results.balance import plot_task_weights
 from utils.results.curves import plot_labels, plot_results
-from utils.system.arguments import filled_in, parse_words
+from utils.system.arguments import MEASURED, check_ranges, filled_in, parse_words
+from utils.system.command_line import one_sentence
 from utils.system.devices import broadcast_object, device_ids, init_world, select_device
 from utils.system.paths import ROOT, find_file
 from utils.system.process import launch_per_gpu
@@ -211,7 +211,7 @@ def stripped(file: Path) -> None:
 def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
     parser = training_parser(__doc__)
     add_balancer_arguments(parser)
-    return parse_words(parser, args, known, todays_names)
+    return parse_words(parser, args, known, todays_names, MEASURED)
 
 
 def evolve_run(opt: Options, hyp: dict) -> dict:
@@ -245,6 +245,7 @@ def main(opt: argparse.Namespace, relaunch: bool = False) -> dict:
     Raises:
         ValueError: Several devices, and this is neither a command line nor one of its processes.
     """
+    check_ranges(vars(opt), MEASURED)
     opt, checkpoint = follow_old_flags(Options(**vars(opt))), None
     if opt.resume:
         checkpoint, opt = load_resumed(opt, vars(parse_opt([])), init_world(select_device(opt.device)))
@@ -273,17 +274,13 @@ def run(**options) -> dict:
     Raises:
         TypeError: An option of an unknown name.
     """
-    return main(filled_in(parse_opt([]), options, "train_joint"))
+    return main(filled_in(parse_opt([]), options, "train_joint", MEASURED))
 
 
 def command_line() -> None:
     """Run the command line; a problem that the user can solve ends in one sentence instead of a traceback."""
-    try:
+    with one_sentence("train_joint.py", NonFiniteLoss):
         main(parse_opt(), relaunch=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, ValueError, NonFiniteLoss) as error:
-        sys.exit(f"Error: {error}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 from pathlib import Path
 
 from tad.config import TadConfig, config_from, load_config
@@ -19,7 +18,8 @@ from tad.data import load_data
 from tad.memory import CHOICES, Loading, loading
 from tad.metrics import THRESHOLDS
 from tad.training import Run, train
-from utils.system.arguments import parse_words
+from utils.system.arguments import BY_ITSELF, check_ranges, parse_words
+from utils.system.command_line import one_sentence
 from utils.system.devices import (
     AMP_CHOICES,
     amp_dtype,
@@ -68,7 +68,7 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--name", default="exp", help="folder of this run")
     add("--exist-ok", action="store_true", help="write into an existing run folder")
     add("--seed", type=int, default=0)
-    return parse_words(parser, args)
+    return parse_words(parser, args, ranges=BY_ITSELF)
 
 
 def numbers(opt: Options, config: TadConfig, device, world_size: int) -> Loading:
@@ -117,6 +117,7 @@ def main(opt: argparse.Namespace, relaunch: bool = False) -> dict:
     Args:
         relaunch: Several devices may start this command line anew, in a process for each.
     """
+    check_ranges(vars(opt), BY_ITSELF)
     opt, checkpoint = Options(**vars(opt)), None
     if opt.resume:
         checkpoint, opt = load_resumed(opt)
@@ -160,12 +161,8 @@ def main(opt: argparse.Namespace, relaunch: bool = False) -> dict:
 
 def command_line() -> None:
     """Run the command line; a problem that the user can solve ends in one sentence instead of a traceback."""
-    try:
+    with one_sentence("train_tad.py", NonFiniteLoss):
         main(parse_opt(), relaunch=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, ValueError, ModuleNotFoundError, NonFiniteLoss) as error:
-        sys.exit(f"Error: {error}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ from utils.results.validation import (
     write_json,
     write_labels,
 )
-from utils.system.arguments import filled_in, parse_words
+from utils.system.arguments import check_ranges, filled_in, parse_words
+from utils.system.command_line import one_sentence
 from utils.system.devices import (
     World,
     amp_dtype,
@@ -255,7 +256,8 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
 
 def main(opt: argparse.Namespace) -> None:
     """Run the command line; a problem that the user can solve ends in one sentence instead of a traceback."""
-    try:
+    with one_sentence("val_joint.py"):
+        check_ranges(vars(opt))
         device = select_device(opt.device)
         world = init_world(device)
         if opt.task == "study":
@@ -267,8 +269,6 @@ def main(opt: argparse.Namespace) -> None:
         else:
             run(**vars(opt), world=world)
         leave_world(world)
-    except (OSError, ValueError, ModuleNotFoundError) as e:
-        raise SystemExit(f"val_joint.py: {e}") from None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 from tad.annotations import read_results
@@ -19,7 +18,8 @@ from tad.load import load_model
 from tad.memory import CHOICES, loading
 from tad.metrics import THRESHOLDS
 from tad.validation import metrics_of, predict_with_bar, report_problems, table, truth_of, val_loader, write_results
-from utils.system.arguments import parse_words
+from utils.system.arguments import BY_ITSELF, check_ranges, parse_words
+from utils.system.command_line import one_sentence
 from utils.system.devices import AMP_CHOICES, World, amp_dtype, describe_device, select_device, use_all_cores
 from utils.system.paths import ROOT, increment_path
 from utils.system.voice import say
@@ -44,11 +44,12 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--project", default=str(ROOT / "runs/tad_val"), help="folder of the results")
     add("--name", default="exp", help="folder of these results")
     add("--exist-ok", action="store_true", help="write into an existing folder")
-    return parse_words(parser, args)
+    return parse_words(parser, args, ranges=BY_ITSELF)
 
 
 def main(opt: argparse.Namespace) -> dict:
     """Validate as the options say; returns the figures."""
+    check_ranges(vars(opt), BY_ITSELF)
     data = load_data(opt.data)
     if opt.subset:
         data = dataclasses.replace(data, val=opt.subset)
@@ -88,12 +89,8 @@ def main(opt: argparse.Namespace) -> dict:
 
 def command_line() -> None:
     """Run the command line; a problem that the user can solve ends in one sentence instead of a traceback."""
-    try:
+    with one_sentence("val_tad.py"):
         main(parse_opt())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"Error: {error}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -156,8 +157,14 @@ def find_weights(weights: str | Path) -> Path:
     """
     if address := address_of(weights):
         return fetch_address(address, FETCHED)
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     for candidate in (path, ROOT / path):
+        if candidate.is_dir() and not any(candidate.glob("*.xml")):  # OpenVINO's
+            inside = next(
+                (candidate / f for f in ("weights/best.pt", "weights/last.pt", "best.pt") if (candidate / f).is_file()),
+                "a file in it",
+            )
+            raise ValueError(f"weights {candidate} is a folder: did you mean {inside}?")
         if candidate.exists():
             return candidate
     if is_official(path.name):

@@ -185,7 +185,7 @@ def _resolve(path: Any, entries: dict[str, list[str]], home: Path, where: str) -
     """Root folder and absolute entries, taken from the first base under which there is data."""
     if path is not None and not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"{where}: path: expected a folder, got {path!r}")
-    folder = Path(path or "").expanduser()
+    folder = Path(os.path.expanduser(path or ""))
     bases = [folder] if folder.is_absolute() else [home / folder, ROOT / folder]
     layouts = []
     for base in (Path(os.path.abspath(b)) for b in bases):
@@ -198,7 +198,7 @@ def _resolve(path: Any, entries: dict[str, list[str]], home: Path, where: str) -
 
 
 def _under(base: Path, entry: str) -> str:
-    target = os.path.abspath(base / Path(entry).expanduser())
+    target = os.path.abspath(base / os.path.expanduser(entry))
     if entry.startswith("../") and not _exists(target):
         # Some sets on the web write ../train/images for a folder that is beside their yaml.
         inside = os.path.abspath(base / entry[3:])

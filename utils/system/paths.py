@@ -28,7 +28,7 @@ def find_file(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
     """
     if address := address_of(name):
         return fetch_address(address, CONFIG_SUFFIXES).resolve()
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path's own raises where there is no home folder
     if not str(name) or str(name) == ".":
         raise FileNotFoundError("no file name given")
     candidates = [path]

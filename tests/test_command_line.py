@@ -1,0 +1,190 @@
+"""Every command line: numbers out of their range, folders for files, broken places end in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import check_data
+import detect
+import export
+import train_joint
+import val_joint
+from utils.system.arguments import MEASURED, RANGES, Range, check_ranges, parse_words
+from utils.system.command_line import one_sentence, told
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = {s.__name__: s for s in (train_joint, val_joint, detect, export, check_data)}
+REQUIRED = {"check_data": ["--data", "x.yaml"]}
+
+
+def flags(script) -> dict[str, tuple[str, Range]]:
+    """Flag and range of each option that has one, by its name."""
+    parsed = vars(script.parse_opt(REQUIRED.get(script.__name__, [])))
+    own = MEASURED if script is train_joint else {}
+    return {n: (f"--{n.replace('_', '-')}", {**RANGES, **own}[n]) for n in parsed if n in RANGES}
+
+
+WALK = [(name, option) for name, script in SCRIPTS.items() for option in flags(script)]
+
+
+@pytest.mark.parametrize(("name", "option"), WALK)
+def test_every_number_is_checked_at_its_ends(name, option, capsys):
+    flag, allowed = flags(SCRIPTS[name])[option]
+    beyond = [math.nextafter(allowed.low, -math.inf), math.nextafter(allowed.high, math.inf), "nan", -1e30, 1e30]
+    beyond += [int(allowed.low) - 1, int(allowed.high) + 1]
+    for value in (v for v in beyond if v != allowed.special):
+        with pytest.raises((SystemExit, ValueError)) as end:  # argparse refuses what is no number of the type
+            SCRIPTS[name].main(SCRIPTS[name].parse_opt([*REQUIRED.get(name, []), flag, str(value)]))
+        assert flag in str(end.value) + capsys.readouterr().err
+    check_ranges({option: allowed.low}), check_ranges({option: allowed.high})
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_numbers_without_a_range_are_known(name):
+    """A new number needs a range, or a reason here."""
+    parser_less = {"local_rank", "bbox_interval", "opset", "workspace", "topk_per_class", "group_regex"}
+    numbers = {
+        n
+        for n, v in vars(SCRIPTS[name].parse_opt(REQUIRED.get(name, []))).items()
+        if isinstance(v, (int, float)) and not isinstance(v, bool)
+    }
+    assert numbers <= set(RANGES) | parser_less
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_tells_the_ranges(name, capsys):
+    with pytest.raises(SystemExit):
+        SCRIPTS[name].parse_opt(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(str(allowed) in text for _, allowed in flags(SCRIPTS[name]).values())
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: train_joint.run(epochs=0), "--epochs 0: must be 1 or more"),
+        (lambda: train_joint.run(fitness_weight=2.0), "--fitness-weight 2.0: must lie between 0 and 1"),
+        (lambda: train_joint.run(batch_size=0), "--batch-size 0: must be -1, or 1 or more"),
+        (lambda: val_joint.run("none.yaml", iou_thres=math.nan), "--iou-thres nan"),
+        (lambda: detect.run("none.pt", imgsz=(640, 0)), "--imgsz 0: must lie between 1 and 16384"),
+        (lambda: detect.run("none.pt", classes=[-1]), "--classes -1"),
+        (lambda: export.run(weights="none.pt", topk_all=0), "--topk-all 0"),
+    ],
+)
+def test_callers_from_python_are_checked_before_a_file_is_opened(run, message):
+    with pytest.raises(ValueError, match=message):
+        run()
+
+
+def test_ranges():
+    check_ranges({"epochs": 1, "batch_size": None, "unknown": -5, "imgsz": [640, 320]})
+    for wrong in (0, -1, math.nan, math.inf, True, "1"):
+        with pytest.raises(ValueError, match="--epochs"):
+            check_ranges({"epochs": wrong})
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=3)
+    assert parse_words(parser, []).epochs == 3 and "1 or more" in parser.format_help()
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PermissionError(13, "Permission denied", "/x/y"), "a.py: /x/y: Permission denied"),
+        (OSError(28, "No space left on device"), r"a.py: \[Errno 28\] No space left on device"),
+        (ValueError("no such class"), "a.py: no such class"),
+        (ModuleNotFoundError("pip install x"), "a.py: pip install x"),
+        (KeyError("own"), "a.py: 'own'"),
+    ],
+)
+def test_an_error_of_the_users_is_one_sentence(error, text):
+    with pytest.raises(SystemExit, match=text), one_sentence("a.py", KeyError):
+        raise error
+    assert "\n" not in told(error)
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), one_sentence("a.py"):
+        raise ZeroDivisionError
+
+
+def test_interrupts_and_codes(capsys):
+    with pytest.raises(SystemExit) as end, one_sentence("a.py"):
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    with pytest.raises(SystemExit) as end, one_sentence("a.py", code=2):
+        raise ValueError("no")
+    assert end.value.code == 2 and "a.py: no" in capsys.readouterr().err
+
+
+def test_a_console_that_lacks_the_characters_gets_them_escaped():
+    program = (
+        "from utils.system.command_line import one_sentence\nwith one_sentence('a.py'):\n    print('猫 \\udce9')\n"
+    )
+    for encoding in ("cp1252", "ascii", "utf-8"):
+        answer = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+        assert answer.returncode == 0 and b"\\udce9" in answer.stdout
+
+
+def broken_places(tmp_path: Path) -> dict[str, Path]:
+    """Paths that cannot be opened, each in its own way."""
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nothing")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "latin1.yaml").write_bytes(b"names: [caf\xe9]")
+    names = {n: tmp_path / n for n in ("loop", "dangling", "folder", "latin1.yaml", "none")}
+    return names | {"below a file": tmp_path / "file" / "x", "long": tmp_path / ("x" * 300), "empty": Path("")}
+
+
+READS = [  # files that a script opens
+    *(("train_joint", option) for option in ("--data", "--weights", "--cfg", "--hyp", "--resume")),
+    *(("val_joint", option) for option in ("--data", "--weights")),
+    *(("detect", option) for option in ("--weights", "--source")),
+    ("export", "--weights"),
+    ("check_data", "--data"),
+    ("check_data", "--hyp"),
+]
+
+
+@pytest.mark.parametrize(("name", "option"), READS)
+def test_every_script_ends_in_a_sentence_at_broken_places(name, option, tmp_path):
+    script = SCRIPTS[name]
+    for place in broken_places(tmp_path).values():
+        opt = script.parse_opt([*REQUIRED.get(name, []), option, str(place)])
+        if hasattr(opt, "project"):
+            opt.project = tmp_path / "runs"
+        if option == "--source":
+            from tiny_weights import save_weights
+
+            opt.weights = save_weights(tmp_path / "w.pt")
+        with pytest.raises((SystemExit, OSError, ValueError)) as end:
+            script.main(opt)
+        assert "\n  File" not in str(end.value)
+
+
+@pytest.mark.parametrize("project", ["below a file", "loop"])
+def test_results_that_cannot_be_written_are_said(project, tmp_path):
+    from coloured_pictures import write_folder
+    from tiny_weights import save_weights
+
+    pictures = write_folder(tmp_path / "set") / "images"
+    place = broken_places(tmp_path)[project]
+    opt = detect.parse_opt(["--weights", str(save_weights(tmp_path / "w.pt")), "--source", str(pictures)])
+    opt.project = place
+    with pytest.raises(SystemExit, match=str(place)):
+        detect.main(opt)
