@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import detect
 import val
 import val_joint
 from models.answer import Answer
@@ -279,6 +280,13 @@ def test_errors_are_one_sentence(data, tmp_path):
     empty.mkdir(parents=True)
     with pytest.raises(ValueError, match="no pictures"):
         run({**data, "val": str(empty)}, Oracle(), save_dir=tmp_path)
+
+
+def test_an_option_of_an_unknown_name_is_an_error(data, tmp_path):
+    with pytest.raises(TypeError, match="val_joint.run.. knows no confidence; see val_joint.py --help"):
+        val_joint.run(data, "none.pt", confidence=0.1)
+    with pytest.raises(TypeError, match="detect.run.. knows no conf; see detect.py --help"):
+        detect.run("none.pt", conf=0.1)
 
 
 def test_strict(data, tmp_path):
