@@ -29,6 +29,7 @@ from utils.system.devices import (
     select_device,
     use_all_cores,
 )
+from utils.system.files import remove_unfinished
 from utils.system.paths import ROOT, increment_path
 from utils.system.voice import say, warn
 from utils.training.engine import Engine, seed_everything
@@ -113,6 +114,7 @@ def take_folder(opt: Options) -> Path:
         name = Path(opt.cfg).stem or "exp" if opt.name == "cfg" else opt.name  # YOLOv5's word for it
         folder = increment_path(Path(opt.project) / name, exist_ok=opt.exist_ok, mkdir=True)
     (folder / "weights").mkdir(exist_ok=True)
+    remove_unfinished(folder / "weights")
     return folder
 
 

@@ -344,7 +344,10 @@ def test_resume_auto_goes_on_with_the_unfinished_run_or_starts_one(data, tiny_cf
     monkeypatch.setattr(train_joint, "save_checkpoint", cut)
     with pytest.raises(OSError, match="cut"):
         train(data, tiny_cfg, tmp_path, **options)
+    left = tmp_path / "exp/weights/.last.pt.123-abc.tmp"  # of a process that was killed while it wrote
+    left.write_bytes(b"half")
     train(data, tiny_cfg, tmp_path, **options)
+    assert not left.exists()
     assert [r["epoch"] for r in history(tmp_path / "exp")] == [0, 1] and not (tmp_path / "exp2").exists()
     train(data, tiny_cfg, tmp_path, **options)  # nothing is unfinished now
     assert [r["epoch"] for r in history(tmp_path / "exp2")] == [0, 1]

@@ -69,6 +69,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `whole_file` left in a folder when its process was killed. The folder must be this process's own."""
+    for file in folder.glob(".*.tmp"):
+        file.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """The same for a folder. What else lies in a folder of that name, and is not written anew, moves over."""
