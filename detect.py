@@ -67,7 +67,7 @@ def run(
                     h, w = predictor.shape[2:]
                     say(f"{frame.title}: {h}x{w} {summary(detections, probs, names, cls_names)}, {ms:.1f}ms")
                     if opt.save_txt:
-                        answer = None if opt.no_image_row else probs
+                        answer = None if opt.objects_only else probs
                         writer.write_label(frame, detections, answer, opt.save_conf, opt.save_format)
                     if opt.save_csv:
                         writer.write_rows(frame, detections, probs)
@@ -221,7 +221,7 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
     parser.add_argument("--save-csv", action="store_true", help="write predictions.csv, best first, boxes in pixels")
     parser.add_argument("--save-conf", action="store_true", help="add the confidence to the object rows of --save-txt")
     parser.add_argument(
-        "--no-image-row", action="store_true", help="--save-txt without the image row, for other readers"
+        "--objects-only", action="store_true", help="--save-txt without the image row, for other readers"
     )
     parser.add_argument("--save-crop", action="store_true", help="write each box as a picture")
     parser.add_argument("--nosave", action="store_true", help="write no pictures and videos")

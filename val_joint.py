@@ -181,7 +181,7 @@ def write(evaluator: Evaluator, results: dict, opt: argparse.Namespace, save_dir
         results["pycocotools"] = write_coco(found, loader.dataset.index, data, names, file, opt.max_det)
         write_json(details / "metrics.json", results)
     if opt.save_txt or opt.save_hybrid:
-        count = write_labels(pictures, save_dir / "labels", opt.save_conf, not opt.no_image_row)
+        count = write_labels(pictures, save_dir / "labels", opt.save_conf, not opt.objects_only)
         say(f"{count} label files saved to {save_dir / 'labels'}")
 
 
@@ -240,7 +240,7 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
     add("--save-txt", action="store_true", help="write predictions as label files: object rows and the image row")
     add("--save-hybrid", action="store_true", help="--save-txt with the known boxes merged in (metrics: without them)")
     add("--save-conf", action="store_true", help="add the confidence to the object rows of --save-txt")
-    add("--no-image-row", action="store_true", help="--save-txt without the image row, for other readers")
+    add("--objects-only", action="store_true", help="--save-txt without the image row, for other readers")
     add("--save-json", action="store_true", help="write predictions in COCO's format and check them with pycocotools")
     add("--project", default=ROOT / "runs/val", help="write to project/name")
     add("--name", default="exp", help="write to project/name")

@@ -327,26 +327,42 @@ def test_hub_functions_by_size(tmp_path, monkeypatch):
     assert model.nc == 2 and model.model[0].conv.in_channels == 1 and len(model.stride) == 4
 
 
-def here_names() -> list[str]:
-    """What the table of Python names says is here, with its module; `the same` means the names that YOLOv5 has."""
-    section = PAGE.read_text(encoding="utf-8").split("\n## In Python")[1].split("\n## ")[0]
-    rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
-    found = []
-    for theirs, here in rows:
-        module = re.search(r"`(utils\.\w+)`, the same names", here)
-        side = theirs if "the same" in here else here
-        names = re.findall(r"`((?:models|utils|train|val|train_joint|val_joint|detect|export)\.\w[\w.]*)", side)
-        found += [f"{module[1]}.{name.rpartition('.')[2]}" for name in names] if module else names
-    return found
+def section_rows(title: str) -> list[list[str]]:
+    """Cells of the rows of a section's table, without its head."""
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {title}")[1].split("\n## ")[0]
+    return [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
 
 
 def test_python_names_of_the_page_are_there():
-    names = here_names()
-    wanted = "models.common.DetectMultiBackend", "utils.boxes.scale_boxes", "val.run", "models.yolo.Model", "export.run"
-    assert set(wanted) < set(names) and len(names) > 15
+    names = []
+    for theirs, here in section_rows("In Python"):
+        side = theirs if "the same" in here else here
+        names += re.findall(r"`((?:models|utils|train|val|train_joint|val_joint|detect|export)\.\w[\w.]*)", side)
+    wanted = "models.common.DetectMultiBackend", "val.run", "models.yolo.DetectionModel", "export.run"
+    assert set(wanted) < set(names) and len(names) > 12
     for name in names:
         module, _, attribute = name.rpartition(".")
         assert callable(getattr(importlib.import_module(module), attribute)), name
+
+
+def test_names_that_programs_import_are_there():
+    rows = {module.strip("`"): re.findall(r"`(\w+)`", names) for module, names in section_rows("Names that programs")}
+    assert {"utils.general", "utils.torch_utils", "utils.datasets", "utils.plots", "models.experimental"} < set(rows)
+    for module, names in rows.items():
+        missing = [name for name in names if not hasattr(importlib.import_module(module), name)]
+        assert names and not missing, module
+        listed = getattr(importlib.import_module(module), "__all__", [])
+        assert set(names) >= set(listed) - {"ImageClassifier", "ImageHead", "DetectMultiBackend"}, "names left out"
+
+
+def test_names_that_are_not_here_are_not_here():
+    text = PAGE.read_text(encoding="utf-8").split("\nNot here are the names")[1].split("\n## ")[0]
+    for module, name in (("utils.general", "check_dataset"), ("utils.general", "init_seeds"), ("train", "train")):
+        assert f"{name}`" in text and not hasattr(importlib.import_module(module), name)
+    for module in ("utils.callbacks", "utils.loggers", "models.tf"):
+        assert f"`{module}`" in text
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(module)
 
 
 def test_loaders_by_yolov5s_names(tmp_path):

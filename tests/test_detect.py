@@ -315,7 +315,7 @@ def test_half_on_a_processor_and_dnn(weights, pictures, tmp_path, capsys):
 
 def test_label_files_without_the_image_row(weights, pictures, tmp_path):
     with_row = run(weights, pictures, tmp_path, save_txt=True) / "labels"
-    without = run(weights, pictures, tmp_path, save_txt=True, save_csv=True, no_image_row=True)
+    without = run(weights, pictures, tmp_path, save_txt=True, save_csv=True, objects_only=True)
     for file in with_row.iterdir():
         rows = (without / "labels" / file.name).read_text().splitlines()
         assert rows == file.read_text().splitlines()[:-2] and all(len(row.split()) == 5 for row in rows)

@@ -210,7 +210,7 @@ def test_save_json_agrees_with_pycocotools(data, tmp_path):
 def test_label_files_without_the_image_row(data, tmp_path):
     rows = {}
     for with_row in (True, False):
-        run(data, Oracle(), save_dir=tmp_path / str(with_row), plots=False, save_txt=True, no_image_row=not with_row)
+        run(data, Oracle(), save_dir=tmp_path / str(with_row), plots=False, save_txt=True, objects_only=not with_row)
         files = sorted((tmp_path / str(with_row) / "labels").glob("*.txt"))
         rows[with_row] = [f.read_text().splitlines() for f in files]
     assert len(rows[False]) == len(rows[True]) > 3 and any(rows[False])
