@@ -344,3 +344,23 @@ def test_bad_hyp_names_file_and_key(key, value, tmp_path):
 def test_hyp_file_that_is_none(tmp_path):
     with pytest.raises(ValueError, match=r"bad\.yaml: expected hyperparameters"):
         load_hyp(write(tmp_path / "bad.yaml", "just text"))
+
+
+def test_two_first_starts_make_one_demo_set(tmp_path, monkeypatch):
+    import data.phantom
+
+    config = {"path": str(tmp_path / "demo"), "train": "train/images", "val": "valid/images", "nc": 1}
+    cfg = load_data_config(config | {"download": "phantom"})
+
+    def generate(folder):
+        for split in ("train", "valid"):
+            (folder / split / "images").mkdir(parents=True)
+        other = tmp_path / "demo" / "train" / "images"  # another run is faster
+        other.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "demo" / "valid" / "images").mkdir(parents=True, exist_ok=True)
+        (other / "its.png").touch()
+
+    monkeypatch.setattr(data.phantom, "generate", generate)
+    ensure_data(cfg)
+    assert (tmp_path / "demo" / "train" / "images" / "its.png").exists()
+    assert [f.name for f in tmp_path.iterdir()] == ["demo"]  # nothing is left beside it

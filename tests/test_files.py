@@ -92,3 +92,31 @@ def test_no_written_label_holds_a_row_twice():
     text = label_text(boxes.clip(0, 100), None, (100, 100), 0)
     assert text.count("\n") == 1 and not parse_label(text, 1, 0).problems
     assert label_text(boxes.clip(0, 100), None, (100, 100), 0, with_conf=True).count("\n") == 2
+
+
+def test_names_that_are_no_text_pass_through_every_file(tmp_path, capsys):
+    """On Linux a name is bytes: one in Latin-1 is escaped in what is written, and stops nothing."""
+    from utils.dataset.labels import Problem
+    from utils.dataset.scan import report_problems, scan_dataset
+    from utils.results.validation import write_json
+    from utils.system.voice import say
+    from utils.system.yamls import save_yaml
+
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        picture(tmp_path / "images" / f"{name}.png")
+    except OSError:
+        pytest.skip("this file system has names of text alone")
+    (tmp_path / "images" / f"{name}.avi").write_bytes(b"no video, and OpenCV must not see its name")
+    index = scan_dataset(str(tmp_path / "images"), 1, verbose=False)
+    assert index.im_files[0].endswith(f"{name}.png")
+    save_yaml(tmp_path / "a.yaml", {"path": name})
+    write_json(tmp_path / "a.json", {"path": name})
+    assert load_yaml(tmp_path / "a.json") is not None and b"udce9" in (tmp_path / "a.json").read_bytes()
+    report_problems([Problem(name, None, "x", "y")], file=tmp_path / "a.csv")
+    assert b"\\udce9" in (tmp_path / "a.csv").read_bytes()
+    with open_source(tmp_path / "images") as source:
+        frames = [f for batch in source for f in batch]
+    assert [f.mode for f in frames] == ["image"] and "rename it" in source.problems[0]
+    say(name)
+    capsys.readouterr()

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from utils.system import process
 from utils.system.process import SafeStop
 
 
@@ -58,3 +59,22 @@ def test_another_thread_leaves_signals_alone():
     thread.start()
     thread.join()
     assert seen == [(before, False)]
+
+
+@pytest.mark.parametrize(("free", "expected"), [(None, 4), (10**9, 4), (64_000, 0), (8_000_000, 3), (0, 0)])
+def test_workers_fit_into_shared_memory(free, expected, monkeypatch, capsys):
+    monkeypatch.setattr(process, "shared_memory", lambda: free)
+    assert process.fitting_workers(4, 10**6, prefix="train") == expected
+    assert ("train: " in capsys.readouterr().out) == (expected < 4)
+    assert process.fitting_workers(0, 10**6) == 0
+
+
+def test_missing_shared_memory_is_none_at_all(monkeypatch):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(process.sys, "platform", "linux")
+    monkeypatch.setattr(process.os, "statvfs", missing)
+    assert process.shared_memory() == 0
+    monkeypatch.setattr(process.sys, "platform", "darwin")
+    assert process.shared_memory() is None

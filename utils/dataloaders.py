@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from utils.dataset.scan import DatasetIndex
 from utils.dataset.store import ImageStore
 from utils.results.loaders import VID_FORMATS, LoadImages, LoadScreenshots, LoadStreams, LoadWebcam  # noqa: F401
 from utils.system.devices import core_count
+from utils.system.process import fitting_workers
 
 IMAGE_MIXES = ("area", "same_class")
 
@@ -110,7 +112,7 @@ class JointDataset(Dataset):
             index.im_files, index.shapes, imgsz, fast=augment, cache=cache, prefix=prefix, share=share
         )
         # In shared memory, so that workers that live on see the weights of the next epoch.
-        self.weights = torch.ones(len(index), dtype=torch.float64).share_memory_() if weighted else None
+        self.weights = _shared(torch.ones(len(index), dtype=torch.float64)) if weighted else None
         self.pools: dict[int, np.ndarray] | None = None
         if augment and cls_nc and self.image_mix == "same_class":
             everything = np.arange(len(index))
@@ -265,6 +267,12 @@ class JointDataset(Dataset):
         return torch.cat(rows, dim=1), torch.cat(moved), mixed / mixed.sum().clamp(min=1), path, None
 
 
+def _shared(values: torch.Tensor) -> torch.Tensor:
+    with contextlib.suppress(RuntimeError, OSError):  # no shared memory: then there are no workers either
+        return values.share_memory_()
+    return values
+
+
 def rect_batches(
     shapes_wh: np.ndarray, imgsz: int, batch_size: int, stride: int, pad: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -358,6 +366,7 @@ def create_dataloader(
     batch_size = min(batch_size, len(index)) if len(index) else batch_size
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", max(world_size, 1)))  # processes on this machine; set by torchrun
     workers = max(min(workers, core_count() // sharing, -(-len(index) // batch_size)), min(workers, 1))
+    workers = fitting_workers(workers, batch_size * 3 * imgsz**2, sharing, prefix)
     method = torch.multiprocessing.get_start_method(allow_none=True) or _default_start_method()
     dataset = JointDataset(
         index,

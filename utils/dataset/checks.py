@@ -280,12 +280,12 @@ def report_lines(report: Report, limit: int = 5) -> list[str]:
 def write_report(report: Report, folder: Path, html: Callable[[Report], str]) -> None:
     """Write findings.csv, report.json and report.html, the page that `html` makes."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "findings.csv", "w", newline="", encoding="utf-8") as f:
+    with open(folder / "findings.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
         writer = csv.writer(f)
         writer.writerow(("kind", "fails", "name", "splits", "files", "note"))
         for x in report.findings:
             row = (x.kind, int(KINDS[x.kind].serious), x.name, " ".join(x.splits), "\n".join(x.files), x.note)
             writer.writerow(row)
     text = json.dumps(asdict(report) | {"serious": report.serious}, indent=1, ensure_ascii=False)
-    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(html(report), encoding="utf-8")
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    (folder / "report.html").write_text(html(report), encoding="utf-8", errors="backslashreplace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import os
@@ -260,9 +261,13 @@ def _generate(cfg: DataConfig) -> None:
     workshop = Path(tempfile.mkdtemp(prefix=f".{cfg.path.name}-", dir=cfg.path.parent))
     try:
         getattr(importlib.import_module(module), function)(workshop / "set")
-        if cfg.path.exists():
+        with contextlib.suppress(OSError):
             cfg.path.rmdir()  # empty, checked by the caller
         os.replace(workshop / "set", cfg.path)
+    except OSError:
+        if not (cfg.path.is_dir() and any(cfg.path.iterdir())):
+            raise
+        say(f"{cfg.path} has been made by another run meanwhile, and is used")
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
 

@@ -229,7 +229,7 @@ def report_problems(
     if problems and verbose:
         say(problem_table(problems))
         if file is not None:
-            with open(file, "w", newline="", encoding="utf-8") as f:
+            with open(file, "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
                 writer = csv.writer(f)
                 writer.writerow(("kind", "file", "line", "reason"))
                 writer.writerows((p.kind, p.file, p.line or "", p.reason) for p in problems)

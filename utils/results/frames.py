@@ -38,6 +38,15 @@ class Frame:
     stream: int = 0
 
 
+def open_video(path: str) -> cv2.VideoCapture | None:
+    """The capture of a video file; None for a name that is no text, with which OpenCV ends the program."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return None
+    return cv2.VideoCapture(path)
+
+
 class Video:
     """Frames of a capture, one by one, past damaged ones where more are promised.
 

@@ -18,7 +18,7 @@ import cv2
 from utils.dataset.files import find_glob, has_wildcard, is_companion, other_kind, other_kinds, read_list
 from utils.dataset.labels import Problem
 from utils.dataset.pictures import IMG_FORMATS, read_picture
-from utils.results.frames import Frame, Video
+from utils.results.frames import Frame, Video, open_video
 from utils.results.streams import ScreenSource, StreamSource, is_url, public_name
 from utils.system.files import read_text
 from utils.system.voice import say, warn
@@ -129,7 +129,10 @@ class FileSource:
             yield from self._video(path, f"video {i}/{total}")
 
     def _video(self, path: str, title: str) -> Iterator[list[Frame]]:
-        self.capture = cv2.VideoCapture(path)
+        self.capture = open_video(path)
+        if self.capture is None:
+            self._problem(f"{path}: its name is no UTF-8 text, and OpenCV opens no such video: rename it")
+            return
         video = Video(self.capture, self.vid_stride)
         try:
             total = video.expected // self.vid_stride
@@ -213,7 +216,9 @@ def _kind_by_content(path: str) -> str | None:
     with contextlib.suppress(OSError, ValueError):
         read_picture(path)
         return "image"
-    capture = cv2.VideoCapture(path)
+    capture = open_video(path)
+    if capture is None:
+        return None
     try:
         return "video" if capture.isOpened() and capture.grab() else None
     finally:

@@ -88,7 +88,7 @@ def speed_line(speed_ms: dict[str, float], shape: Sequence[int]) -> str:
 def write_json(file: str | Path, content: dict | list) -> None:
     """Writes strict json: a number that is not finite becomes null."""
     text = json.dumps(plain(content, finite=True), indent=1, ensure_ascii=False)
-    Path(file).write_text(text + "\n", encoding="utf-8")
+    Path(file).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def draw_results(detection: DetectionMetrics, image: ImageMetrics | None, save_dir: Path) -> None:

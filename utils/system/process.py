@@ -9,6 +9,8 @@ import sys
 import threading
 from typing import Any
 
+from utils.system.voice import warn
+
 
 class SafeStop:
     """Ctrl-C or a polite kill (a cluster's time limit) ends the work at its next safe point.
@@ -66,3 +68,33 @@ def launch_per_gpu(count: int) -> None:
     if os.name == "posix":
         os.execv(sys.executable, command)  # in this process, so that signals reach it
     sys.exit(subprocess.call(command))
+
+
+def shared_memory() -> int | None:
+    """Bytes free in /dev/shm, through which processes hand tensors on; 0 where it is missing, None elsewhere."""
+    if sys.platform != "linux":
+        return None
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
+
+
+def fitting_workers(workers: int, batch_bytes: int, sharing: int = 1, prefix: str = "") -> int:
+    """As many of the workers as shared memory holds the batches of; in a container it is often missing, or 64 MB.
+
+    Args:
+        batch_bytes: size of a batch; each worker holds two ready, and two more are on their way.
+        sharing: processes that share the memory.
+    """
+    free = shared_memory()
+    if free is None or not workers:
+        return workers
+    fitting = max(0, min(workers, (free // sharing // batch_bytes - 2) // 2))
+    if fitting < workers:
+        warn(
+            f"{prefix}: {fitting} data workers instead of {workers}: /dev/shm has {free / 1e6:.0f} MB free, too little "
+            "for the batches of more (docker: --shm-size=8g, or --ipc=host)"
+        )
+    return fitting

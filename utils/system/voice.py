@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 
 class Console(logging.StreamHandler):
     """Prints to what `sys.stdout` is at that moment: notebooks and tests exchange it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
+        text = self.format(record)
+        try:
+            print(text, flush=True)
+        except UnicodeEncodeError:  # a console in cp1252, a name that is no text
+            encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+            print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def first_process(record: logging.LogRecord) -> bool:

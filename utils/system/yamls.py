@@ -24,4 +24,4 @@ def load_yaml(path: str | Path) -> Any:
 def save_yaml(path: str | Path, data: dict) -> None:
     """Write plain values (paths and numpy numbers become text and numbers) as yaml, keys in their order."""
     text = yaml.safe_dump(plain(data), sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
