@@ -23,7 +23,7 @@ from utils.dataset.check_page import report_page
 from utils.dataset.checks import Report, check, report_lines, write_report
 from utils.dataset.config import SPLITS, DataConfig, ensure_data, load_data_config, load_hyp, pattern
 from utils.dataset.scan import scan_dataset
-from utils.dataset.split import group_table, grouped_parts, need_groups, write_folds
+from utils.dataset.split import divide
 from utils.system.arguments import check_ranges, parse_words
 from utils.system.command_line import one_sentence
 from utils.system.paths import ROOT, find_file, increment_path
@@ -44,30 +44,10 @@ def inspect(data: DataConfig, opt: argparse.Namespace, folder: Path) -> Report:
     anchor_t = float(load_hyp(find_file(opt.hyp, (ROOT / "data/hyps",)))["anchor_t"])
     report = check(indexes, data, pattern(opt.clip_regex, "--clip-regex"), anchors, opt.imgsz, anchor_t)
     boxes = {str(f): index.labels(i) for index in indexes.values() for i, f in enumerate(index.im_files)}
-    print(*report_lines(report), sep="\n")
+    say(*report_lines(report))
     write_report(report, folder, lambda r: report_page(r, f"Data check: {Path(opt.data).name}", boxes))
     say(f"Written: {folder / 'report.html'}, findings.csv, report.json")
     return report
-
-
-def divide(data: DataConfig, shares: list[float], names: list[str], seed: int, folder: Path) -> list[Path]:
-    """Write group-disjoint list files and yamls of the data's pictures; returns the yamls.
-
-    Folds are made of train and val, and leave a test split as it is; a new train, val and test of all three.
-
-    Raises:
-        ValueError: a picture has no group, or the groups cannot fill the parts.
-    """
-    if data.group is None:
-        raise ValueError("--group-regex (or `group:` in the data yaml) must say what must not be parted")
-    folds = names[0].startswith("fold")
-    index = scan_dataset(
-        [*data.train, *data.val, *([] if folds else data.test)], data.nc, data.cls_nc, root=data.path, prefix="all"
-    )
-    groups = need_groups(index.im_files, data.group)
-    parts = grouped_parts(index, groups, shares, seed)
-    print(*group_table(index, groups, parts, names, data), sep="\n")
-    return write_folds(data, index, parts, names, folder, data.group)
 
 
 def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
@@ -94,8 +74,6 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
 def shares_of(opt: argparse.Namespace) -> tuple[list[float], list[str]]:
     """Shares of the parts and their names, as --folds or --split ask for them."""
     if opt.folds:
-        if opt.folds < 2:
-            raise ValueError(f"--folds {opt.folds}: at least 2")
         return [1 / opt.folds] * opt.folds, [f"fold{k}" for k in range(opt.folds)]
     try:
         shares = [float(share) for share in opt.split.split(",")]
@@ -116,8 +94,8 @@ def main(opt: argparse.Namespace) -> int:
     if not opt.folds and not opt.split:
         return int(inspect(data, opt, folder).serious)
     shares, names = shares_of(opt)
-    for file in divide(data, shares, names, opt.seed, folder):
-        say(f"Written: {file}")
+    files, table = divide(data, shares, names, opt.seed, folder)
+    say(*table, *(f"Written: {file}" for file in files))
     return 0
 
 

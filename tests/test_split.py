@@ -155,7 +155,7 @@ def test_split_of_the_real_set(shared, tmp_path):
     [
         (["--split", "0.8"], "two or three shares"),
         (["--split", "a,b"], "two or three shares"),
-        (["--folds", 1], "at least 2"),
+        (["--folds", 1], "between 2 and"),
         (["--folds", 9], "8 groups cannot fill 9 parts"),
         (["--folds", 2, "--group-regex", "("], "no regular expression"),
         (["--folds", 2, "--group-regex", "^q"], "finds nothing in"),

@@ -127,7 +127,8 @@ def pair_with_labels(
     belong to no picture go to `passed`.
 
     Git writes a symbolic link as a text file with the target's path where links are not supported (Windows, some
-    archives). Such a file in place of a picture folder is followed; the labels are still those beside it.
+    archives). Such a file in place of a picture folder is followed, in the lines of a list file too; the labels are
+    still those beside it.
     """
     passed = [] if passed is None else passed
     pairs = []
@@ -135,6 +136,9 @@ def pair_with_labels(
         target = _written_link(source)
         found = list_images(target or source, root, passed)
         at = [os.path.join(source, os.path.relpath(f, target)) for f in found] if target else found
+        if not target and source.lower().endswith(".txt"):
+            folders = {folder: _written_link(folder) for folder in {os.path.dirname(f) for f in at}}
+            found = [os.path.join(folders[os.path.dirname(f)] or os.path.dirname(f), os.path.basename(f)) for f in at]
         pairs += zip(found, map(image_to_label_path, at), strict=True)
     once = sorted(set(pairs))
     if len(once) < len(pairs):

@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from utils.dataset.config import DataConfig
 from utils.dataset.files import image_to_label_path
-from utils.dataset.scan import DatasetIndex
+from utils.dataset.scan import DatasetIndex, scan_dataset
 from utils.system.yamls import load_yaml, save_yaml
 
 FEW_GROUPS = 5  # a class in fewer groups than this gets no interval: there is too little to draw from
@@ -104,6 +104,34 @@ def grouped_parts(index: DatasetIndex, groups: np.ndarray, shares: Sequence[floa
     if best is None:
         raise ValueError(f"{count} groups of such unlike sizes cannot fill {len(shares)} parts of {shares.tolist()}")
     return best
+
+
+def divide(
+    data: DataConfig, shares: list[float], names: list[str], seed: int, folder: Path
+) -> tuple[list[Path], list[str]]:
+    """Write group-disjoint list files and yamls of the data's pictures.
+
+    Folds are made of train and val, and leave a test split as it is; a new train, val and test of all three.
+
+    Args:
+        shares, names: of the parts; names are fold0, fold1 …, or train, val and test.
+
+    Returns:
+        The yamls, and lines on how many groups of each class are where.
+
+    Raises:
+        ValueError: a picture has no group, or the groups cannot fill the parts.
+    """
+    if data.group is None:
+        raise ValueError("--group-regex (or `group:` in the data yaml) must say what must not be parted")
+    folds = names[0].startswith("fold")
+    index = scan_dataset(
+        [*data.train, *data.val, *([] if folds else data.test)], data.nc, data.cls_nc, root=data.path, prefix="all"
+    )
+    groups = need_groups(index.im_files, data.group)
+    parts = grouped_parts(index, groups, shares, seed)
+    table = group_table(index, groups, parts, names, data)
+    return write_folds(data, index, parts, names, folder, data.group), table
 
 
 def group_table(

@@ -1,0 +1,147 @@
+"""The diagrams of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from compare.results import DETECTION_REFERENCE, IMAGE_REFERENCE, Run, column, mean_sd, pareto_front
+from utils.results.figures import DPI, GREY, class_color, finish, safe_text, subplots
+
+Groups = dict[str, list[Run]]
+
+
+def png(fig: Figure) -> bytes:
+    out = BytesIO()
+    fig.savefig(out, dpi=DPI, format="png")
+    return out.getvalue()
+
+
+def pareto_picture(groups: Groups) -> Figure:
+    """mAP50-95 against image accuracy: every run a dot, means large, their front as steps, references as lines."""
+    fig, axes = subplots(1, 1, 7, 5)
+    ax = axes[0, 0]
+    means = {}
+    for i, (name, runs) in enumerate(groups.items()):
+        both = [r.figures for r in runs if r.figures["map50_95"] is not None and r.figures["accuracy"] is not None]
+        if both:
+            x, y = (np.array([f[key] for f in both]) for key in ("accuracy", "map50_95"))
+            ax.scatter(x, y, s=16, color=class_color(i), alpha=0.5)
+            ax.scatter(x.mean(), y.mean(), s=90, color=class_color(i), edgecolor="black", label=safe_text(name))
+            means[name] = (float(x.mean()), float(y.mean()))
+    front = [means[name] for name in pareto_front(means)]
+    if len(front) > 1:
+        ax.step(*np.array(front).T, where="pre", color="black", lw=1, ls="--", label="front of the means")
+    for reference, key, line in (
+        (DETECTION_REFERENCE, "map50_95", ax.axhline),
+        (IMAGE_REFERENCE, "accuracy", ax.axvline),
+    ):
+        if values := column(groups.get(reference, []), key):
+            line(np.mean(values), color=GREY, ls=":", label=f"{reference} alone")
+    finish(ax, "Both tasks, every run", "mAP50-95", "image accuracy", empty="no strategy answers both")
+    return fig
+
+
+def _series(runs: Sequence[Run], value: Callable[[dict], float | None]) -> np.ndarray:
+    """Mean over the runs of a value of each epoch, NaN where no run has one."""
+    epochs = max(len(r.epochs) for r in runs)
+    table = np.full((len(runs), epochs), np.nan)
+    for row, r in zip(table, runs, strict=True):
+        for e in r.epochs:
+            found = value(e)
+            row[e["epoch"]] = np.nan if found is None else found
+    counts = np.isfinite(table).sum(0)
+    return np.divide(np.nansum(table, 0), counts, out=np.full(epochs, np.nan), where=counts > 0)
+
+
+def _entry(group: str, key: str) -> Callable[[dict], float | None]:
+    return lambda epoch: (epoch.get(group) or {}).get(key)
+
+
+def _ratio(group: str) -> Callable[[dict], float | None]:
+    def value(epoch: dict) -> float | None:
+        both = epoch.get(group) or {}
+        return both["det"] / both["image"] if both.get("det") and both.get("image") else None
+
+    return value
+
+
+def _overlaid(groups: Groups, panels: Sequence[tuple[str, str, Callable[[dict], float | None], bool]]) -> Figure:
+    """A panel for each (title, metric whose task must be on, value, logarithmic), a line for each strategy."""
+    columns = 2
+    rows = -(-len(panels) // columns)
+    fig, axes = subplots(rows, columns, 11, 3.6 * rows)
+    for ax in axes.ravel()[len(panels) :]:
+        ax.axis("off")
+    for ax, (title, needs, value, logarithmic) in zip(axes.ravel(), panels, strict=False):
+        for i, (name, runs) in enumerate(groups.items()):
+            y = _series(runs, value)
+            if np.isfinite(y).any() and (not needs or column(runs, needs)):
+                ax.plot(np.arange(len(y)), y, color=class_color(i), lw=1.4, marker=".", label=safe_text(name))
+        if logarithmic and ax.has_data():
+            ax.set_yscale("log")
+        finish(ax, title)
+    return fig
+
+
+def training_curves(groups: Groups) -> Figure:
+    """Metrics and unweighted validation losses by epoch, means over the runs."""
+    return _overlaid(
+        groups,
+        [
+            ("mAP50-95", "map50_95", _entry("metrics", "map50_95"), False),
+            ("image accuracy", "accuracy", _entry("metrics", "image_accuracy"), False),
+            ("validation loss, detection", "map50_95", _entry("val", "det"), True),
+            ("validation loss, image", "accuracy", _entry("val", "image"), True),
+        ],
+    )
+
+
+def balance_curves(groups: Groups) -> Figure:
+    """Task weights and gradients at the shared layer by epoch, means over the runs."""
+    return _overlaid(
+        groups,
+        [
+            ("task weights, detection : image", "", _ratio("task_weights"), True),
+            ("gradient norms (unweighted), detection : image", "", _ratio("grad_norms"), True),
+            ("cosine of the task gradients", "", lambda epoch: epoch.get("grad_cosine"), False),
+        ],
+    )
+
+
+def confusion_matrices(groups: Groups, task: str, names: Sequence[str]) -> Figure | None:
+    """Confusion matrices side by side, summed over the runs, each column (a true class) as shares; None without any."""
+    found = {name: sum(r.confusion[task] for r in runs if task in r.confusion) for name, runs in groups.items()}
+    found = {name: np.asarray(matrix, float) for name, matrix in found.items() if np.ndim(matrix) == 2}
+    if not found:
+        return None
+    columns = min(len(found), 4)
+    rows = -(-len(found) // columns)
+    fig, axes = subplots(rows, columns, 3.2 * columns, 3.2 * rows)
+    for ax in axes.ravel()[len(found) :]:
+        ax.axis("off")
+    for ax, (name, matrix) in zip(axes.ravel(), found.items(), strict=False):
+        share = matrix / np.maximum(matrix.sum(0, keepdims=True), 1)
+        ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        labels = [*names, "nothing"][: len(matrix)]
+        ticks = {"ticks": range(len(labels)), "labels": [safe_text(n, 9) for n in labels], "fontsize": 7}
+        ax.set_xticks(**ticks, rotation=45)
+        ax.set_yticks(**ticks)
+        for (i, j), value in np.ndenumerate(share):
+            if matrix[i, j]:
+                ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="w" if value > 0.5 else "k")
+        ax.set_title(safe_text(name), fontsize=9)
+        ax.set_xlabel("true", fontsize=8)
+        ax.set_ylabel("answered", fontsize=8)
+    return fig
+
+
+def spread_text(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation, without the latter for a single run; "–" for none."""
+    if not values:
+        return "–"
+    mean, sd = mean_sd(values)
+    return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if len(values) > 1 else "")

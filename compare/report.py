@@ -1,0 +1,174 @@
+"""The report of a comparison: report.md, report.html (one file, with its pictures) and results.csv."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from compare import figures
+from compare.disagreements import find_disagreements
+from compare.figures import png, spread_text
+from compare.results import (
+    DETECTION_REFERENCE,
+    IMAGE_REFERENCE,
+    METRICS,
+    Run,
+    best_strategy,
+    by_strategy,
+    column,
+    delta_m,
+    paired_difference,
+    write_csv,
+)
+from utils.dataset.config import load_data_config
+from utils.dataset.scan import scan_dataset
+from utils.results.figures import save
+from utils.system import pages
+
+MOST_PICTURES = 12
+EXPLANATION = (
+    "Every strategy trained for the same number of epochs, from the same seeds, on the same pictures in one order. "
+    "The network of the last epoch is validated, not the best one, which is chosen on these very pictures. "
+    "Cells are mean ± standard deviation over the runs. **Bold**: leads every other strategy by more than the "
+    "standard deviation of either."
+)
+
+
+def write_report(runs: Sequence[Run], failed: Mapping[str, str], folder: Path, command: Sequence[str]) -> None:
+    """Write the report of the finished runs.
+
+    Args:
+        failed: why other runs failed, by their name.
+        command: the words of the command line, repeated in the report.
+    """
+    groups = by_strategy(runs)
+    data = load_data_config(runs[0].job.options[runs[0].job.options.index("--data") + 1])
+    write_csv(runs, folder / "results.csv")
+    tables = [
+        ("Results", *results_table(groups)),
+        ("Differences to one task alone", *differences_table(groups)),
+    ]
+    pictures = {
+        "pareto": figures.pareto_picture(groups),
+        "curves": figures.training_curves(groups),
+        "balance": figures.balance_curves(groups),
+        "confusion_detection": figures.confusion_matrices(groups, "det", list(data.names.values())),
+        "confusion_image": figures.confusion_matrices(groups, "image", list(data.cls_names.values())),
+    }
+    pictures = {name: fig for name, fig in pictures.items() if fig is not None}
+    failures = [f"{name}: {reason}" for name, reason in failed.items()]
+    _write_markdown(folder, tables, pictures, failures, command, runs)
+    drawn = _disagreements(runs)
+    captions = {
+        "pareto": "Detection against accuracy: small dots are runs, large ones means",
+        "curves": "Training curves, means over the runs",
+        "balance": "Task weights, gradient norms and their cosine, where they are measured",
+        "confusion_detection": "Confusion matrices of the boxes, all runs added up",
+        "confusion_image": "Confusion matrices of the image classes, all runs added up",
+    }
+    body = [f"<p>{_html(EXPLANATION)}</p>", f"<p class='dim'>{escape(_summary(runs))}</p>"]
+    body += [f"<p class='bad'>Failed: {escape(text)}</p>" for text in failures]
+    for title, header, rows, note in tables:
+        body += [f"<h2>{escape(title)}</h2>", f"<p>{_html(note)}</p>" if note else "", _html(pages.table(header, rows))]
+    body.append("<h2>Pictures</h2>")
+    body += [pages.figure(png(fig), captions[name], "png") for name, fig in pictures.items()]
+    if drawn:
+        body.append(f"<h2>Where the strategies disagree ({escape(_first(runs))})</h2>")
+        body += [pages.figure(jpeg, caption, width=300) for jpeg, caption in drawn]
+    body.append(f"<h2>Command</h2><p><code>{escape(shlex.join(command))}</code></p>")
+    (folder / "report.html").write_text(pages.page("What joining the tasks costs", *body), encoding="utf-8")
+
+
+def results_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[list[str]], str]:
+    """Header, rows and a note: every metric of every strategy."""
+    best = {key: best_strategy(groups, key) for key in METRICS}
+    header = ["strategy", "runs", *(m.title for m in METRICS.values()), "Δm / %"]
+    rows = []
+    for name, runs in groups.items():
+        cells = [spread_text(column(runs, key), m.digits) for key, m in METRICS.items()]
+        cells = [f"**{cell}**" if best[key] == name else cell for key, cell in zip(METRICS, cells, strict=True)]
+        change = delta_m(groups, name)
+        rows.append([name, str(len(runs)), *cells, "–" if change is None else f"{change:+.1f}"])
+    note = (
+        f"Δm: mean of the relative changes of mAP50-95 against {DETECTION_REFERENCE} and of accuracy against "
+        f"{IMAGE_REFERENCE}. Losses are unweighted, from the last epoch."
+    )
+    return header, rows, note
+
+
+def differences_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[list[str]], str]:
+    """Header, rows and a note: differences to the single-task references over runs of one seed and fold."""
+    keys = ("map50", "map50_95", "f1", "accuracy", "balanced_accuracy", "macro_f1")
+    header = ["strategy", "pairs", *(METRICS[k].title for k in keys)]
+    rows = []
+    for name, runs in groups.items():
+        cells, pairs = [], 0
+        for key in keys:
+            reference = DETECTION_REFERENCE if METRICS[key].task == "det" else IMAGE_REFERENCE
+            found = None if name == reference else paired_difference(runs, groups.get(reference, []), key)
+            if found is None:
+                cells.append("–")
+                continue
+            mean, half, n = found
+            pairs = max(pairs, n)
+            text = f"{mean:+.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+            cells.append(f"**{text}**" if abs(mean) > half else text)
+        if pairs:
+            rows.append([name, str(pairs), *cells])
+    note = (
+        f"Boxes against {DETECTION_REFERENCE}, image classes against {IMAGE_REFERENCE}, each run with the reference of "
+        "its own seed and fold. ±: half the 95 % interval (Student's t over the pairs). **Bold**: the interval leaves "
+        "out 0."
+    )
+    return header, rows, note
+
+
+def _summary(runs: Sequence[Run]) -> str:
+    seeds, folds = ({getattr(r.job, key) for r in runs} for key in ("seed", "fold"))
+    epochs = max(len(r.epochs) for r in runs)
+    return f"{len(runs)} runs of {epochs} epochs; seeds {_list(seeds)}; data {_list(folds)}"
+
+
+def _list(values) -> str:
+    return ", ".join(map(str, sorted(values)))
+
+
+def _first(runs: Sequence[Run]) -> str:
+    return f"seed {runs[0].job.seed}, {runs[0].job.fold}"
+
+
+def _disagreements(runs: Sequence[Run]) -> list[tuple[bytes, str]]:
+    """Pictures of the first fold and seed on which the strategies disagree."""
+    job = runs[0].job
+    same = [r for r in runs if (r.job.fold, r.job.seed) == (job.fold, job.seed)]
+    if len(same) < 2:
+        return []
+    data = load_data_config(job.options[job.options.index("--data") + 1])
+    index = scan_dataset(data.val, data.nc, data.cls_nc, prefix="val", verbose=False)
+    return find_disagreements(same, index, data, MOST_PICTURES)
+
+
+def _html(text: str) -> str:
+    """`**bold**` of text that is html else."""
+    parts = text.split("**")
+    return "".join(f"<b>{part}</b>" if i % 2 else part for i, part in enumerate(parts))
+
+
+def _write_markdown(folder: Path, tables, pictures, failures, command, runs: Sequence[Run]) -> None:
+    lines = ["# What joining the tasks costs", "", EXPLANATION, "", _summary(runs), ""]
+    lines += [f"* **Failed**: {text}" for text in failures] + [""] * bool(failures)
+    for title, header, rows, note in tables:
+        lines += [f"## {title}", "", note, "", _markdown_row(header), _markdown_row(["---"] * len(header))]
+        lines += [*map(_markdown_row, rows), ""]
+    for name, fig in pictures.items():
+        save(fig, folder / f"{name}.png")
+        lines += [f"![{name}]({name}.png)", ""]
+    lines += ["## Command", "", f"    {shlex.join(command)}", ""]
+    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,168 @@
+"""Figures of the runs of a comparison: collected, averaged, and set against the single-task references."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from compare.runs import Job
+
+DETECTION_REFERENCE, IMAGE_REFERENCE = "det-only", "cls-only"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the report: its title, digits, whether more is better (+1, -1; 0: neither), and its task."""
+
+    title: str
+    digits: int
+    better: int
+    task: str = ""
+
+
+METRICS = {
+    "map50": Metric("mAP50", 3, 1, "det"),
+    "map50_95": Metric("mAP50-95", 3, 1, "det"),
+    "precision": Metric("P", 3, 1, "det"),
+    "recall": Metric("R", 3, 1, "det"),
+    "f1": Metric("F1", 3, 1, "det"),
+    "accuracy": Metric("accuracy", 3, 1, "image"),
+    "balanced_accuracy": Metric("balanced accuracy", 3, 1, "image"),
+    "macro_f1": Metric("macro F1", 3, 1, "image"),
+    "ece": Metric("ECE", 3, -1, "image"),
+    "loss_det": Metric("val loss, detection", 4, -1, "det"),
+    "loss_image": Metric("val loss, image", 4, -1, "image"),
+    "parameters": Metric("parameters / M", 2, 0),
+    "gflops": Metric("GFLOPs", 2, 0),
+    "memory": Metric("peak memory / GB", 2, 0),
+    "epoch_seconds": Metric("s an epoch", 1, 0),
+    "latency": Metric("latency / ms", 1, 0),
+}
+
+
+@dataclass(eq=False)
+class Run:
+    """A finished run: where it stands, its figures (None: not of this network), its epochs and confusion matrices."""
+
+    job: Job
+    figures: dict[str, float | None]
+    epochs: list[dict]
+    confusion: dict[str, np.ndarray]
+
+    @property
+    def strategy(self) -> str:
+        return self.job.strategy.name
+
+
+def read_run(job: Job) -> Run:
+    """The figures of a finished run.
+
+    Metrics are those of the last network in float32, losses those of the last epoch, unweighted. A task that was
+    switched off has none.
+    """
+
+    def read(name: str) -> dict:
+        return json.loads((job.folder / name).read_text(encoding="utf-8"))
+
+    results, size = read("val/metrics.json"), read("finished.json")
+    epochs = read("training_history.json")["epochs"]
+    detection, image, losses = results["detection"], results["image"] or {}, epochs[-1]["val"] or {}
+    weights = epochs[-1]["task_weights"]
+    figures = {key: detection[key] for key in ("map50", "map50_95", "precision", "recall", "f1")}
+    figures |= {key: image.get(key) for key in ("accuracy", "balanced_accuracy", "macro_f1", "ece")}
+    figures |= {
+        "loss_det": losses.get("det"),
+        "loss_image": losses.get("image") if image else None,
+        "parameters": size["parameters"] / 1e6,
+        "gflops": size["gflops"],
+        "memory": epochs[-1]["peak_memory_gb"],
+        "epoch_seconds": float(np.mean([e["seconds"] for e in epochs])),
+        "latency": sum(results["speed_ms"][k] for k in ("preprocess", "inference", "nms")),
+    }
+    off = {task for task in ("det", "image") if weights.get(task) == 0}
+    figures = {k: None if METRICS[k].task in off else v for k, v in figures.items()}
+    confusion = {"det": detection.get("confusion_matrix"), "image": image.get("confusion_matrix")}
+    confusion = {k: np.array(v) for k, v in confusion.items() if v is not None and k not in off}
+    return Run(job, figures, epochs, confusion)
+
+
+def by_strategy(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    out: dict[str, list[Run]] = {}
+    for run in runs:
+        out.setdefault(run.strategy, []).append(run)
+    return out
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (of a sample; NaN for one value)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def column(runs: Iterable[Run], key: str) -> list[float]:
+    """The figures that are there."""
+    return [float(r.figures[key]) for r in runs if r.figures[key] is not None]
+
+
+def best_strategy(groups: dict[str, list[Run]], key: str) -> str | None:
+    """The best strategy of a metric, where its mean leads every other's by more than either's standard deviation."""
+    better = METRICS[key].better
+    found = {name: mean_sd(values) for name, runs in groups.items() if len(values := column(runs, key)) > 1}
+    if not better or len(found) < 2:
+        return None
+    first = max(found, key=lambda name: better * found[name][0])
+    mean, sd = found[first]
+    clear = all(better * (mean - m) > max(sd, s) for name, (m, s) in found.items() if name != first)
+    return first if clear else None
+
+
+def paired_difference(runs: Sequence[Run], reference: Sequence[Run], key: str) -> tuple[float, float, int] | None:
+    """Mean difference to the reference over runs of one seed and fold, half the 95 % interval (Student's t over the
+    pairs; NaN for a single one), and the number of pairs; None without a pair."""
+    of_reference = {(r.job.seed, r.job.fold): r.figures[key] for r in reference}
+    pairs = [(r.figures[key], of_reference.get((r.job.seed, r.job.fold))) for r in runs]
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    if not differences:
+        return None
+    mean, sd = mean_sd(differences)
+    n = len(differences)
+    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n) if n > 1 else math.nan
+    return mean, half, n
+
+
+def delta_m(groups: dict[str, list[Run]], name: str) -> float | None:
+    """Mean relative change against the single-task references, percent: mAP50-95 against detection alone, accuracy
+    against the image task alone (delta_m of Maninis et al., CVPR 2019, equation 3). None where one is missing."""
+    changes = []
+    for key, reference in (("map50_95", DETECTION_REFERENCE), ("accuracy", IMAGE_REFERENCE)):
+        ours, alone = column(groups.get(name, []), key), column(groups.get(reference, []), key)
+        if not ours or not alone or not np.mean(alone):
+            return None
+        changes.append(np.mean(ours) / np.mean(alone) - 1)
+    return 100 * float(np.mean(changes))
+
+
+def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
+    """Names of the points that no other one beats in one coordinate without losing in the other, by the first one."""
+    front = [
+        a
+        for a, p in points.items()
+        if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for b, q in points.items() if b != a)
+    ]
+    return sorted(front, key=lambda name: points[name])
+
+
+def write_csv(runs: Iterable[Run], file: Path) -> None:
+    """A row a run."""
+    with open(file, "w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(("strategy", "fold", "seed", *METRICS))
+        for r in runs:
+            row = ["" if r.figures[k] is None else f"{r.figures[k]:.6g}" for k in METRICS]
+            writer.writerow((r.strategy, r.job.fold, r.job.seed, *row))

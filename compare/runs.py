@@ -1,0 +1,256 @@
+"""The runs of a comparison: what each trains, and how they are started, continued and kept apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.yolo import Model
+from utils.balancing.options import BALANCERS
+from utils.system import voice
+from utils.system.files import whole_file
+from utils.system.paths import ROOT
+from utils.system.yamls import load_yaml
+from utils.weights.checkpoint import load_checkpoint
+
+# name -> ending of the model yaml, options of train_joint.py
+NAMED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "joint": ("_cls", ()),
+    "detach": ("_cls", ("--balancer", "fixed", "--image-gradient", "0")),
+    "dual": ("_dual", ("--balancer", "fixed")),
+    "det-only": ("", ()),
+    "cls-only": ("_cls", ("--balancer", "fixed", "--task-weights", "0", "1")),
+}
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to train: its name in the report, the ending of the model yaml and options of train_joint.py."""
+
+    name: str
+    ending: str
+    options: tuple[str, ...]
+
+
+def parse_strategy(text: str) -> Strategy:
+    """A strategy from its words on the command line.
+
+    `joint` (the defaults), `detach`, `dual`, `det-only`, `cls-only`; a balancer, with task weights after a colon
+    (`fixed:1,0.1`); or `NAME=OPTIONS` for a joint network with any options of train_joint.py.
+
+    Raises:
+        ValueError: none of these.
+    """
+    name, equals, options = text.partition("=")
+    if equals:
+        if not name or "/" in name or ":" in name:
+            raise ValueError(f"--strategies {text!r}: a name without / and : belongs before the =")
+        return Strategy(name, "_cls", tuple(shlex.split(options)))
+    if text in NAMED:
+        return Strategy(text, *NAMED[text])
+    balancer, colon, weights = text.partition(":")
+    if balancer not in BALANCERS:
+        raise ValueError(f"--strategies {text!r} is none of {', '.join([*NAMED, *BALANCERS])}, and no NAME=OPTIONS")
+    flags = ("--balancer", balancer)
+    return Strategy(text, "_cls", (*flags, "--task-weights", *weights.split(",")) if colon else flags)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a strategy, a seed and a data yaml.
+
+    Attributes:
+        fold: name of the data split in the report.
+        folder: the training's own; `val` in it holds the validation of its last network.
+        options: of train_joint.py, without the device.
+    """
+
+    strategy: Strategy
+    seed: int
+    fold: str
+    folder: Path
+    options: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.strategy.name}, seed {self.seed}, {self.fold}"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "finished.json").exists()
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+
+def plan(
+    strategies: Sequence[Strategy],
+    seeds: Sequence[int],
+    folds: dict[str, Path],
+    model: str,
+    budget: Sequence[str],
+    out: Path,
+) -> list[Job]:
+    """All runs, seed by seed, so that a comparison that is cut short has something of every strategy.
+
+    Args:
+        folds: data yamls by name.
+        model: such as `yolov5n`, to which the endings of the strategies are added.
+        budget: options of train_joint.py that hold for all.
+
+    Raises:
+        ValueError: a run in `out` was made with other options; two strategies have one name.
+    """
+    if len({s.name for s in strategies}) < len(strategies):
+        raise ValueError("--strategies: each may stand once")
+    jobs = []
+    for seed in seeds:
+        for fold, data in folds.items():
+            for s in strategies:
+                folder = out / fold / f"{s.name.replace(':', '_').replace(',', '_')}_seed{seed}"
+                options = ("--data", str(data), "--cfg", f"{model}{s.ending}.yaml", "--seed", str(seed), *budget)
+                jobs.append(Job(s, seed, fold, folder, (*options, *s.options)))
+    for job in jobs:
+        note = job.folder.with_name(f"{job.folder.name}.json")
+        if note.exists() and json.loads(note.read_text()) != list(job.options):
+            raise ValueError(f"{note} holds other options than asked for now: choose another --out")
+    return jobs
+
+
+def perform(job: Job, device: str) -> str:
+    """Train and validate one run, or what is left of it; returns why it failed, '' where it did not.
+
+    The network of the last epoch is validated: the best one is chosen on the very pictures that it is judged by.
+    """
+    if job.finished:
+        return ""
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    job.folder.with_name(f"{job.folder.name}.json").write_text(json.dumps(list(job.options)))
+    last = job.folder / "weights" / "last.pt"
+    cut = last.exists() and load_checkpoint(last).train_state is not None
+    with open(job.log, "a", encoding="utf-8") as log:
+
+        def call(script: str, *options: str) -> bool:
+            command = [sys.executable, str(ROOT / script), *options, "--device", device]
+            log.write(f"\n$ {shlex.join(command)}\n")
+            log.flush()
+            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT).returncode == 0
+
+        if cut:
+            done = call("train_joint.py", "--resume", str(last))
+        elif last.exists():  # trained to the end
+            done = True
+        else:
+            shutil.rmtree(job.folder, ignore_errors=True)
+            place = ("--project", str(job.folder.parent), "--name", job.folder.name, "--exist-ok")
+            done = call("train_joint.py", *job.options, *place, "--noplots", "--patience", "0")
+        log.flush()
+        if not done:
+            return f"training failed ({last_line(job.log)}); see {job.log}"
+        opt = load_yaml(job.folder / "opt.yaml")
+        batch = 2 * opt["batch_size"] if opt["batch_size"] > 0 else 32
+        size = ("--imgsz", str(opt["imgsz"]), "--batch-size", str(batch))
+        what = ("--data", opt["data"], "--weights", str(last), "--workers", str(opt["workers"]))
+        place = ("--project", str(job.folder), "--name", "val", "--exist-ok", "--save-txt", "--save-conf")
+        if not call("val_joint.py", *what, *size, *place):
+            return f"validation failed ({last_line(job.log)}); see {job.log}"
+    figures = Model.from_checkpoint(load_checkpoint(last)).summary(opt["imgsz"])
+    with whole_file(job.folder / "finished.json") as file:
+        file.write_text(json.dumps({"parameters": figures["parameters"], "gflops": figures["gflops"]}))
+    return ""
+
+
+def last_line(file: Path) -> str:
+    """What a program said last, which is why it ended."""
+    lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def run_all(jobs: Sequence[Job], devices: Sequence[str], say: Callable[[str], None] = voice.say) -> dict[str, str]:
+    """Perform the jobs, one at a time on each device. A run that fails leaves the others alone.
+
+    Returns:
+        Why runs failed, by the name of the run.
+    """
+    free: queue.Queue[str] = queue.Queue()
+    for device in devices:
+        free.put(device)
+    stop = threading.Event()
+    failed: dict[str, str] = {}
+
+    def work(number: int, job: Job) -> None:
+        if stop.is_set():
+            return
+        device = free.get()
+        try:
+            say(f"[{number}/{len(jobs)}] {job.name}: {'finished before' if job.finished else 'starts'}")
+            reason = perform(job, device)
+        except Exception as error:  # of this run alone: a full disk, a damaged checkpoint
+            reason = f"{type(error).__name__}: {error}"
+        finally:
+            free.put(device)
+        if reason and not stop.is_set():
+            failed[job.name] = reason
+            say(f"[{number}/{len(jobs)}] {job.name}: {reason}")
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        try:
+            list(pool.map(work, range(1, len(jobs) + 1), jobs))
+        except KeyboardInterrupt:  # the trainings got the signal too, and save
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
+
+
+def run_on_ray(jobs: Sequence[Job], address: str, gpus: int, say: Callable[[str], None] = voice.say) -> dict[str, str]:
+    """The same on a Ray cluster whose machines see `out` and the data under the same paths, as on a shared disk.
+
+    Args:
+        address: of the cluster; `local` starts one on this machine.
+        gpus: GPUs a run, 0 for the CPU.
+
+    Raises:
+        ModuleNotFoundError: ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ModuleNotFoundError("--ray needs ray: pip install ray") from None
+
+    # Workers find the project's modules by this path.
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}}
+    started = not ray.is_initialized()
+    if started:
+        ray.init(None if address == "local" else address, runtime_env=environment, log_to_driver=False)
+    try:
+        remote = ray.remote(num_gpus=gpus, max_retries=0)(perform)
+        # Ray shows a run its own GPUs alone, so that theirs begin at 0.
+        device = ",".join(map(str, range(gpus))) or "cpu"
+        waiting = {remote.remote(job, device): job for job in jobs}
+        failed: dict[str, str] = {}
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            job = waiting.pop(ready)
+            try:
+                reason = ray.get(ready)
+            except Exception as error:  # of this run alone
+                reason = f"{type(error).__name__}: {error}"
+            say(f"[{len(jobs) - len(waiting)}/{len(jobs)}] {job.name}: {reason or 'finished'}")
+            if reason:
+                failed[job.name] = reason
+        return failed
+    finally:
+        if started:
+            ray.shutdown()

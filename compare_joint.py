@@ -1,0 +1,111 @@
+"""Compare ways to join the tasks with each task alone, under one budget.
+
+    python compare_joint.py --data heart.yaml --strategies gradnorm fixed:1,0.1 detach dual det-only cls-only \\
+        --seeds 3 --epochs 20 --folds 3 --group-regex '^(p\\d+)_' --img 320 --cache ram
+
+A strategy is `joint` (the defaults), `detach` (the image branch sends no gradient back), `dual` (two backbones),
+`det-only`, `cls-only`, a balancer with or without task weights (`uw`, `fixed:1,0.01`), or NAME='OPTIONS' with any
+options of train_joint.py for the joint network. Options that are not listed below go to every training.
+
+The same command again goes on: finished runs are kept, a cut one is resumed, failed ones are tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from compare.report import write_report
+from compare.results import read_run
+from compare.runs import Job, parse_strategy, plan, run_all, run_on_ray
+from utils.dataset.config import DataConfig, ensure_data, load_data_config, pattern
+from utils.dataset.split import divide
+from utils.system.arguments import check_ranges
+from utils.system.command_line import one_sentence
+from utils.system.paths import ROOT
+from utils.system.voice import say, warn
+
+STRATEGIES = ("joint", "fixed:1,1", "fixed:1,0.1", "fixed:1,0.01", "uw", "detach", "dual", "det-only", "cls-only")
+
+
+def parse_opt(args: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """The command line, and what of it goes to every training."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--data", required=True, help="data yaml")
+    add("--strategies", nargs="+", default=list(STRATEGIES), metavar="STRATEGY", help="see above")
+    add("--model", default="yolov5n", help="the networks are MODEL.yaml, MODEL_cls.yaml and MODEL_dual.yaml")
+    add("--seeds", type=int, default=3, help="seeds 0 to N - 1")
+    add("--epochs", type=int, default=20)
+    add("--folds", type=int, metavar="K", help="on K group-disjoint folds of train and val in place of these splits")
+    add("--group-regex", help="finds the group (patient …) in a file name, see check_data.py; or `group:` in the data")
+    add("--out", help="folder of runs and report; runs/compare/NAME of the data yaml where left out")
+    add("--device", default="", help="cpu, or GPUs such as 0,1: one run each; empty: the best one")
+    add("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on a Ray cluster (pip install ray)")
+    return parser.parse_known_args(args)
+
+
+def data_yamls(data: DataConfig, opt: argparse.Namespace, out: Path) -> dict[str, Path]:
+    """Data yamls by the name that the report gives them: the data's own, or folds, which are made once.
+
+    Raises:
+        ValueError: folds without groups, or other folds than those in `out`.
+    """
+    if not opt.folds:
+        return {"published": Path(data.yaml_file)}
+    names = [f"fold{k}" for k in range(opt.folds)]
+    folder = out / "folds"
+    if not folder.exists():
+        say(*divide(data, [1 / opt.folds] * opt.folds, names, 0, folder)[1])
+    files = {name: folder / f"{name}.yaml" for name in names}
+    there = sorted(folder.glob("fold*.yaml"))
+    if there != sorted(files.values()) or load_data_config(there[0]).group != data.group:
+        raise ValueError(f"{folder} holds other folds than asked for now: choose another --out")
+    return files
+
+
+def main(opt: argparse.Namespace, budget: list[str]) -> int:
+    """Run the command line; returns the exit code, 1 where a run failed."""
+    check_ranges(vars(opt))
+    data = load_data_config(opt.data)
+    ensure_data(data)
+    data = dataclasses.replace(data, group=pattern(opt.group_regex, "--group-regex") or data.group)
+    strategies = [parse_strategy(text) for text in opt.strategies]
+    out = Path(opt.out or ROOT / "runs/compare" / Path(opt.data).stem).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    budget = [*budget, "--epochs", str(opt.epochs)]
+    jobs = plan(strategies, range(opt.seeds), data_yamls(data, opt, out), opt.model, budget, out)
+    if opt.ray:
+        failed = run_on_ray(jobs, opt.ray, int(opt.device != "cpu" and torch.cuda.is_available()))
+    else:
+        failed = run_all(jobs, devices(opt.device))
+    return finish(jobs, failed, out)
+
+
+def devices(text: str) -> list[str]:
+    """Devices that get a run each: GPUs of a list, else the one that is named ('' lets each run choose)."""
+    return text.split(",") if text.replace(",", "").isdigit() else [text]
+
+
+def finish(jobs: list[Job], failed: dict[str, str], out: Path) -> int:
+    """Write the report of what is finished."""
+    runs = [read_run(job) for job in jobs if job.finished]
+    if runs:
+        write_report(runs, failed, out, ["python", "compare_joint.py", *sys.argv[1:]])
+        say(f"Written: {out / 'report.html'}, report.md, results.csv")
+    for name, reason in failed.items():
+        warn(f"failed: {name}: {reason}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")  # the logs of the runs are read while they grow
+    with one_sentence("compare_joint.py"):
+        sys.exit(main(*parse_opt()))

@@ -1,0 +1,278 @@
+"""The comparison: its strategies, its arithmetic, its report, and runs that fail, were cut or are done."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_train import make_data
+
+import compare_joint
+from compare.disagreements import right_box
+from compare.report import write_report
+from compare.results import (
+    METRICS,
+    best_strategy,
+    by_strategy,
+    delta_m,
+    paired_difference,
+    pareto_front,
+    read_run,
+)
+from compare.runs import parse_strategy, perform, plan, run_all, run_on_ray
+
+ZERO = dict.fromkeys(("precision", "recall", "f1", "map50", "map50_95"), 0.0)
+TINY = ["--epochs", "2", "--img", "64", "--batch-size", "4", "--workers", "0", "--amp", "off", "--save-period", "1"]
+
+
+# --- strategies ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "ending", "options"),
+    [
+        ("gradnorm", "_cls", ("--balancer", "gradnorm")),
+        ("fixed:1,0.1", "_cls", ("--balancer", "fixed", "--task-weights", "1", "0.1")),
+        ("det-only", "", ()),
+        ("dual", "_dual", ("--balancer", "fixed")),
+        ("p2=--task-priorities 1 0.2", "_cls", ("--task-priorities", "1", "0.2")),
+    ],
+)
+def test_strategies(text, ending, options):
+    strategy = parse_strategy(text)
+    assert (strategy.ending, strategy.options) == (ending, options)
+
+
+@pytest.mark.parametrize("text", ["gradnrom", "a/b=--x", "=--x", "fixd:1,2"])
+def test_no_such_strategy(text):
+    with pytest.raises(ValueError, match="--strategies"):
+        parse_strategy(text)
+
+
+def test_runs_made_with_other_options_are_not_mixed_in(tmp_path):
+    def jobs(epochs: str) -> list:
+        return plan([parse_strategy("uw")], [0], {"d": tmp_path / "d.yaml"}, "yolov5n", ["--epochs", epochs], tmp_path)
+
+    (job,) = jobs("2")
+    job.folder.parent.mkdir(parents=True)
+    job.folder.with_name(f"{job.folder.name}.json").write_text(json.dumps(list(job.options)))
+    assert jobs("2") == [job]
+    with pytest.raises(ValueError, match="choose another --out"):
+        jobs("3")
+    with pytest.raises(ValueError, match="each may stand once"):
+        plan([parse_strategy("uw")] * 2, [0], {}, "yolov5n", [], tmp_path)
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def fake_runs(data: Path, folder: Path, table: dict[str, list[tuple[float | None, float | None]]]) -> list:
+    """Finished runs with these (mAP50-95, accuracy), a seed each, as trainings would leave them."""
+    jobs = plan(
+        [parse_strategy(name) for name in table],
+        range(max(map(len, table.values()))),
+        {"published": data},
+        "yolov5n",
+        ["--epochs", "2"],
+        folder,
+    )
+    runs = []
+    for job in jobs:
+        if job.seed >= len(table[job.strategy.name]):
+            continue
+        map50_95, accuracy = table[job.strategy.name][job.seed]
+        (job.folder / "val" / "labels").mkdir(parents=True)
+        detection = ZERO | {"map50_95": map50_95 or 0.0, "confusion_matrix": [[1, 0, 0], [0, 1, 0], [2, 0, 0]]}
+        image = {"accuracy": accuracy, "balanced_accuracy": accuracy, "macro_f1": accuracy, "ece": 0.1}
+        image = None if accuracy is None else image | {"confusion_matrix": [[3, 1], [0, 2]]}
+        speed = {"preprocess": 1.0, "inference": 2.0, "nms": 3.0}
+        metrics = {"detection": detection, "image": image, "speed_ms": speed}
+        (job.folder / "val" / "metrics.json").write_text(json.dumps(metrics))
+        weights = {"det": 0.0 if map50_95 is None else 1.0} | ({} if accuracy is None else {"image": 1.0})
+        norms = {"det": 2.0, "image": 1.0} if len(weights) == 2 else None
+        epochs = [
+            {
+                "epoch": e, "val": {"det": 0.1, "image": 0.5}, "task_weights": weights, "grad_norms": norms,
+                "grad_cosine": 0.1, "metrics": {"map50_95": map50_95, "image_accuracy": accuracy},
+                "seconds": 2.0 + e, "peak_memory_gb": 1.0,
+            }
+            for e in range(2)
+        ]  # fmt: skip
+        (job.folder / "training_history.json").write_text(json.dumps({"epochs": epochs}))
+        (job.folder / "finished.json").write_text('{"parameters": 1800000, "gflops": 4.2}')
+        for i in range(12):  # the second strategy answers otherwise from picture 6 on
+            view = "1 0" if i < 6 or job.strategy.name == "gradnorm" else "0 1"
+            (job.folder / "val" / "labels" / f"{i}.txt").write_text(f"0 0.5 0.5 0.3 0.3 0.9\n\n{view}\n")
+        runs.append(read_run(job))
+    return runs
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return make_data(tmp_path / "data")
+
+
+TABLE = {
+    "gradnorm": [(0.20, 0.90), (0.24, 0.92)],
+    "detach": [(0.30, 0.80), (0.31, 0.82)],
+    "det-only": [(0.30, None), (0.32, None)],
+    "cls-only": [(None, 0.90), (None, 0.90)],
+}
+
+
+def test_differences_and_delta_m_by_hand(data, tmp_path):
+    groups = by_strategy(fake_runs(data, tmp_path / "out", TABLE))
+    mean, half, n = paired_difference(groups["gradnorm"], groups["det-only"], "map50_95")
+    assert (mean, n) == (pytest.approx((-0.10 - 0.08) / 2), 2)
+    assert half == pytest.approx(12.7062 * math.sqrt(0.0002) / math.sqrt(2), rel=1e-4)  # t of one degree of freedom
+    assert paired_difference(groups["det-only"], groups["cls-only"], "accuracy") is None
+    assert delta_m(groups, "gradnorm") == pytest.approx(100 * ((0.22 / 0.31 - 1) + (0.91 / 0.90 - 1)) / 2)
+    assert delta_m(groups, "det-only") is None
+    assert math.isnan(paired_difference(groups["gradnorm"][:1], groups["det-only"], "map50_95")[1])
+
+
+def test_the_best_is_marked_only_where_it_leads_by_more_than_the_spread(data, tmp_path):
+    groups = by_strategy(fake_runs(data, tmp_path / "out", TABLE))
+    assert best_strategy(groups, "map50_95") is None  # detach and det-only are within their spread
+    assert best_strategy({k: groups[k] for k in ("gradnorm", "detach")}, "map50_95") == "detach"
+    assert best_strategy(groups, "parameters") is None  # nobody's merit
+    one = by_strategy(fake_runs(data, tmp_path / "one", {k: v[:1] for k, v in TABLE.items()}))
+    assert best_strategy(one, "map50_95") is None  # one run has no spread
+
+
+def test_a_task_that_is_off_has_no_figures(data, tmp_path):
+    runs = {r.strategy: r.figures for r in fake_runs(data, tmp_path / "out", TABLE)}
+    assert runs["cls-only"]["map50"] is None and runs["cls-only"]["loss_det"] is None
+    assert runs["det-only"]["accuracy"] is None and runs["det-only"]["loss_image"] is None
+    assert runs["gradnorm"]["latency"] == 6.0 and runs["gradnorm"]["epoch_seconds"] == 2.5
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8))
+def test_the_front_is_what_nothing_beats(points):
+    named = {str(i): (float(x), float(y)) for i, (x, y) in enumerate(points)}
+    front = pareto_front(named)
+    assert front
+    for name, (x, y) in named.items():
+        beaten = any(a >= x and b >= y and (a, b) != (x, y) for a, b in named.values())
+        assert (name in front) != beaten
+
+
+@pytest.mark.parametrize(
+    ("box", "labels", "right"),
+    [
+        ([0, 0.5, 0.5, 0.2, 0.2], [[0, 0.5, 0.5, 0.2, 0.2]], True),
+        ([1, 0.5, 0.5, 0.2, 0.2], [[0, 0.5, 0.5, 0.2, 0.2]], False),  # another class
+        ([0, 0.7, 0.5, 0.2, 0.2], [[0, 0.5, 0.5, 0.2, 0.2]], False),  # elsewhere
+        (None, [[0, 0.5, 0.5, 0.2, 0.2]], False),
+        (None, [], True),
+        ([0, 0.5, 0.5, 0.2, 0.2], [], False),
+    ],
+)
+def test_right_boxes(box, labels, right):
+    assert right_box(box if box is None else np.array(box), np.array(labels, np.float32).reshape(-1, 5)) == right
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.loads, self.pictures, self.text = [], 0, ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.pictures += tag == "img"
+        self.loads += [value for key, value in attrs if key in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_has_what_was_measured_and_loads_nothing(data, tmp_path):
+    runs = fake_runs(data, tmp_path / "out", TABLE)
+    write_report(runs, {"uw, seed 0, published": "training failed (why)"}, tmp_path / "out", ["compare", "x y"])
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "| gradnorm | 2 |" in markdown and "0.220 ± 0.028" in markdown and "training failed (why)" in markdown
+    for picture in ("pareto", "curves", "balance", "confusion_detection", "confusion_image"):
+        assert (tmp_path / "out" / f"{picture}.png").stat().st_size > 5000 and f"({picture}.png)" in markdown
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert page.loads and all(link.startswith("data:") for link in page.loads)
+    assert page.pictures == 5 + 6  # diagrams, and pictures 6 to 11, of which alone two strategies answer otherwise
+    assert "6.png; true (white): disc, plain; gradnorm: square, plain; detach: square, striped" in page.text
+    assert "training failed (why)" in page.text and "'x y'" in page.text
+    with open(tmp_path / "out" / "results.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == 8 and rows[0]["strategy"] == "gradnorm" and float(rows[0]["map50_95"]) == 0.2
+    assert set(METRICS) <= set(rows[0]) and {r["accuracy"] for r in rows if r["strategy"] == "det-only"} == {""}
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_one_that_fails_is_alone_and_one_that_was_cut_goes_on(data, tmp_path):
+    strategies = [parse_strategy("bad=--balancer nothing"), parse_strategy("detach")]
+    bad, good = jobs = plan(strategies, [0], {"published": data}, "yolov5n", TINY, tmp_path / "out")
+    said = []
+    failed = run_all(jobs, ["cpu"], said.append)
+    assert list(failed) == [bad.name] and "invalid choice: 'nothing'" in failed[bad.name]
+    assert good.finished and not bad.finished
+    first = read_run(good)
+    assert first.figures["map50"] is not None and len(first.epochs) == 2
+
+    assert list(run_all(jobs, ["cpu"], said.append)) == [bad.name]  # tried again; the finished one is left alone
+    assert any("finished before" in line for line in said)
+    assert good.log.read_text().count("$ ") == 2
+
+    # As if it had been cut in its second epoch
+    for name in ("finished.json", "val"):
+        path = good.folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copy(good.folder / "weights" / "epoch0.pt", good.folder / "weights" / "last.pt")
+    assert perform(good, "cpu") == ""
+    assert "--resume" in good.log.read_text()
+    again = read_run(good)
+    assert len(again.epochs) == 2
+    keys = [k for k, m in METRICS.items() if m.task]
+    assert [again.figures[k] for k in keys] == [first.figures[k] for k in keys]
+
+
+@pytest.mark.slow
+def test_the_command_on_folds(data, tmp_path, monkeypatch):
+    args = [
+        "--data",
+        str(data),
+        "--strategies",
+        "det-only",
+        "--seeds",
+        "1",
+        "--folds",
+        "2",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    args += ["--group-regex", r"^(\d)", "--device", "cpu", "--epochs", "1", *TINY[2:]]
+    monkeypatch.setattr("sys.argv", ["compare_joint.py", *args])
+    assert compare_joint.main(*compare_joint.parse_opt(args)) == 0
+    assert "fold0, fold1" in (tmp_path / "o" / "report.md").read_text()
+    with pytest.raises(ValueError, match="holds other folds"):
+        compare_joint.main(*compare_joint.parse_opt([*args[:7], "3", *args[8:]]))
+
+
+@pytest.mark.slow
+def test_a_local_ray_cluster(data, tmp_path):
+    pytest.importorskip("ray", reason="needs ray, which --ray asks for")
+    jobs = plan([parse_strategy("bad=--balancer nothing")], [0], {"d": data}, "yolov5n", TINY, tmp_path / "out")
+    jobs += plan([parse_strategy("det-only")], [0], {"d": data}, "yolov5n", TINY, tmp_path / "out")
+    failed = run_on_ray(jobs, "local", gpus=0, say=lambda _: None)
+    assert list(failed) == [jobs[0].name] and "invalid choice" in failed[jobs[0].name]
+    assert read_run(jobs[1]).figures["map50"] is not None
