@@ -279,8 +279,8 @@ def test_autoshape_and_hub(files, weights, data, monkeypatch, tmp_path):
         assert sum(map(len, found.xyxy)) > 6
         for a, b in zip(found.xyxy, ours.xyxy, strict=True):
             assert a.shape == b.shape and torch.allclose(a, b, atol=1e-2)
-    (decoded, _), logits = model(torch.rand(2, 3, SIDE, SIDE))
-    assert decoded.shape == (2, 252, 8) and logits.shape == (2, 2)
+    images = torch.rand(2, 3, SIDE, SIDE)
+    assert model(images).shape == (2, 252, 8) and [t.shape for t in model.model(images)] == [(2, 252, 8), (2, 2)]
 
 
 def test_ensembles(files, weights):

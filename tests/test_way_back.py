@@ -95,6 +95,19 @@ def test_it_names_what_yolov5_knows_alone(joint):
     assert not {n for n in names if n.split()[0] in ours or n.split()[0].startswith(("utils.", "__main__"))}
 
 
+def test_layers_that_yolov5_has_elsewhere_or_with_more_attributes(tmp_path):
+    content = load_yaml(ROOT / "models" / "yolov5n.yaml") | {"width_multiple": 0.1}
+    content["backbone"][1] = [-1, 1, "MixConv2d", [128, [1, 3], 2]]
+    content["backbone"][8] = [-1, 3, "C3TR", [1024]]
+    weights = tmp_path / "w.pt"
+    model = {"epoch": 0, "model": Model(content, nc=2).record(), "ema": None, "opt": {}, "hyp": {}}
+    save_checkpoint(weights, model)
+    file = write(weights)
+    assert "models.experimental MixConv2d" in globals_of(file)
+    (block,) = (m for _, m in modules_of(read_pickled(file)["model"]) if m.origin == "models.common.TransformerBlock")
+    assert block.state["c2"] == block.state["_modules"]["linear"].state["out_features"] > 0
+
+
 def test_our_own_reader_takes_it_back(joint):
     weights, file = joint
     checkpoint, image = load_checkpoint(file), torch.rand(1, 3, 64, 64)
