@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_weights import NAMES, one_thread, save_weights  # noqa: F401 - a fixture
+from tiny_weights import NAMES, save_weights
 
 from models.autoshape import AutoShape, Detections
 from models.load import load_model

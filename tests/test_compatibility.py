@@ -17,7 +17,7 @@ import torch
 from exported_weights import made
 from old_yolov5 import save_release
 from tiny_data import COCO_NAMES, draw_set
-from tiny_weights import NAMES, one_thread, save_weights  # noqa: F401 - a fixture
+from tiny_weights import NAMES, save_weights
 
 import detect
 import hubconf

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from old_yolov5 import save_release
-from tiny_weights import NAMES, VIEWS, one_thread, save_weights  # noqa: F401 - a fixture
+from tiny_weights import NAMES, VIEWS, save_weights
 
 import detect
 from models.load import Ensemble, find_weights, load_model

@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 
 import pytest
 from test_checkpoint import Call, write_zip
-from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
+from tiny_weights import save_weights
 
 import detect
 import hubconf

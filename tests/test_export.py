@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from exported_weights import FORMATS, NMS, NMS_FLAGS, largest_difference, lively_weights, made, save_lively_weights
-from tiny_weights import NAMES, VIEWS, one_thread  # noqa: F401 - a fixture
+from tiny_weights import NAMES, VIEWS
 
 import export
 from models.answer import Answer

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from exported_weights import FORMATS, NMS_FLAGS, largest_difference, lively_weights, made
-from tiny_weights import NAMES, VIEWS, one_thread  # noqa: F401 - a fixture
+from tiny_weights import NAMES, VIEWS
 
 import detect
 import hubconf

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from exported_weights import lively_weights, made
-from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
+from tiny_weights import save_weights
 
 import detect
 from models.load import load_model

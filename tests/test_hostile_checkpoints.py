@@ -15,7 +15,7 @@ import torch
 from old_yolov5 import save_release
 from test_checkpoint import content_of, equal_states, tiny, write_zip
 from tiny_data import draw_set
-from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
+from tiny_weights import save_weights
 from torch import Tensor, nn
 
 import train_joint

@@ -10,7 +10,6 @@ import pytest
 import torch
 from old_yolov5 import VERSIONS, Detect, DetectionModel, rename_globals, save_release, yaml_of
 from test_checkpoint import as_global, write_zip
-from tiny_weights import one_thread  # noqa: F401 - a fixture
 from torch import nn
 
 from models.common import BottleneckCSP, Conv

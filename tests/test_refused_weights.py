@@ -15,7 +15,7 @@ import torch
 from test_checkpoint import Call, as_global, as_stack_global, write_stream, write_zip
 from test_torchscript_code import MINE, when_it_runs
 from tiny_data import draw_set
-from tiny_weights import one_thread, save_weights  # noqa: F401 - a fixture
+from tiny_weights import save_weights
 
 import detect
 import export

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from old_yolov5 import Detect, DetectionModel
-from tiny_weights import one_thread  # noqa: F401 - a fixture
 from torch import Tensor, nn
 
 from models.load import load_model

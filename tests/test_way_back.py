@@ -10,7 +10,7 @@ from pathlib import Path
 import old_yolov5
 import pytest
 import torch
-from tiny_weights import NAMES, one_thread, save_weights  # noqa: F401 - a fixture
+from tiny_weights import NAMES, save_weights
 
 import export
 import models.yolo

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_weights import NAMES, one_thread, save_weights  # noqa: F401 - a fixture
+from tiny_weights import NAMES, save_weights
 from torch import nn
 
 import export

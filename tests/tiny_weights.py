@@ -1,10 +1,9 @@
-"""What the tests of detection share: a weight file with random weights, and one thread."""
+"""A weight file with random weights, which the tests of detection share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from models.yolo import Model
@@ -33,13 +32,3 @@ def save_weights(file: Path, joint: bool = True, seed: int = 0) -> Path:
     state = {"format": "yolov5-joint", "version": 1, "epoch": 0, "best_fitness": 0.0, "model": model.record()}
     save_checkpoint(file, state | {"ema": None, "train_state": None, "opt": {}, "hyp": {}, "date": "2026-01-01"})
     return file
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Small networks gain nothing from threads, and lose much where tests run beside one another."""
-    threads = torch.get_num_threads()
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # `use_all_cores` respects it
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
