@@ -92,6 +92,7 @@ def history(folder: Path) -> list[dict]:
     return json.loads((folder / "training_history.json").read_text())["epochs"]
 
 
+@pytest.mark.slow
 def test_joint_run_leaves_everything_a_user_expects(data, tiny_cfg, tmp_path):
     results = train(data, tiny_cfg, tmp_path)
     folder = tmp_path / "exp"
@@ -151,6 +152,7 @@ def check_tensorboard(folder: Path) -> None:
     assert {"Conv[0]", "C3[17]", "Detect[24]", "ImageHead[25]"} <= layers
 
 
+@pytest.mark.slow
 def test_losses_of_both_tasks_fall(data, tiny_cfg, tmp_path):
     # Training losses only: after so few steps the batch norms still remember their initial statistics.
     hyp = tmp_path / "hyp.yaml"
@@ -170,6 +172,7 @@ def test_plain_detection_data(tmp_path):
         train(data, "yolov5n_cls.yaml", tmp_path, epochs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tuning", "at"), [(False, 1), (False, 3), (True, 3), (False, 4)])
 def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch, tuning, at):
     options = {"epochs": 3, "noplots": True}
@@ -204,6 +207,7 @@ def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch
         train_joint.main(train_joint.parse_opt(["--resume", str(tmp_path / "cut/weights/last.pt")]))
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_the_number_of_workers(data, tiny_cfg, tmp_path):
     for workers in (0, 2):
         train(data, tiny_cfg, tmp_path, epochs=1, workers=workers, name=f"w{workers}", noplots=True)
@@ -229,6 +233,7 @@ def test_bad_loss_stops_the_run_and_names_the_batch(data, tiny_cfg, tmp_path, mo
     assert checkpoint.train_state is not None and all(torch.isfinite(v).all() for v in checkpoint.state_dict.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child process")
 def test_ctrl_c_leaves_a_usable_checkpoint(data, tiny_cfg, tmp_path):
     args = arguments(data, tiny_cfg, tmp_path, epochs=500, noplots=True, noval=True)
@@ -278,6 +283,7 @@ def test_flags_of_the_data_path_train(data, tiny_cfg, tmp_path, flags):
     assert np.isfinite(history(tmp_path / "exp")[0]["train"]["det"])
 
 
+@pytest.mark.slow
 def test_evolve_keeps_the_fittest(data, tiny_cfg, tmp_path):
     best = train(data, tiny_cfg, tmp_path, epochs=1, evolve=2, **{"evolve_population": tmp_path})
     folder = tmp_path / "exp"
@@ -331,6 +337,7 @@ def test_a_run_is_saved_before_its_first_batch_over_an_older_one(data, tiny_cfg,
     assert f"Continue from its start with: python train_joint.py --resume {last}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_resume_auto_goes_on_with_the_unfinished_run_or_starts_one(data, tiny_cfg, tmp_path, monkeypatch):
     options = {"epochs": 2, "noplots": True, "resume": "auto"}
     saved, calls = train_joint.save_checkpoint, []
@@ -412,6 +419,7 @@ def test_several_devices_from_python_do_not_start_the_caller_anew(data, tiny_cfg
     assert started == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [False, True])
 def test_two_processes_train_as_one(data, tiny_cfg, tmp_path, off):
     options = {"balancer": "fixed", "task-weights": [0, 1]} if off else {}  # then the detector's layers get no gradient
