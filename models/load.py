@@ -159,7 +159,8 @@ def find_weights(weights: str | Path) -> Path:
         return fetch_address(address, FETCHED)
     path = Path(os.path.expanduser(weights))
     for candidate in (path, ROOT / path):
-        if candidate.is_dir() and not any(candidate.glob("*.xml")):  # OpenVINO's
+        openvino = candidate.name.endswith("_openvino_model") or any(candidate.glob("*.xml"))
+        if candidate.is_dir() and not openvino:
             inside = next(
                 (candidate / f for f in ("weights/best.pt", "weights/last.pt", "best.pt") if (candidate / f).is_file()),
                 "a file in it",

@@ -90,6 +90,7 @@ def numbers(results: dict) -> list[float]:
     return [*means, *detection["maps"], results["image"]["accuracy"], results["fitness"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fixed", "any"])
 def test_validation_gives_the_same_metrics(files, weights, data, tmp_path, kind):
     expected = numbers(validate(data, str(weights), tmp_path, square=kind == "fixed"))
@@ -439,6 +440,7 @@ print("alive")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="this system has no signal at the end of a child process")
 def test_two_openvino_files_do_not_end_in_a_crash(files):
     """A Core of its own for each left a freed signal stack behind."""

@@ -43,6 +43,7 @@ def clip(view: str, seed: int, quantile: float = 0.1) -> Clip:
     return Clip(rng, view, Machine.draw(rng), scale=1.0, wobble=0.005, quantile=quantile)
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bytes_whatever_the_workers(phantom, tmp_path):
     generate(tmp_path / "again", seed=0, workers=1, **SMALL)
     assert contents(tmp_path / "again") == contents(phantom)
@@ -162,6 +163,7 @@ def test_jets_are_mosaic_and_normal_flow_is_not():
     assert np.mean(jets) > 1.5 * np.mean(rest)
 
 
+@pytest.mark.slow
 def test_the_view_cannot_be_read_from_mean_colour(tmp_path):
     """Logistic regression on mean colour and its spread, trained and tested on disjoint patients, stays near chance."""
     from sklearn.linear_model import LogisticRegression

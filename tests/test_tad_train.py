@@ -87,6 +87,7 @@ def trained(data, cfg, tmp_path_factory):
     return train(data, cfg, tmp_path_factory.mktemp("runs"))
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(trained):
     names = {
         "weights/best.pt", "weights/last.pt", "results.csv", "training_history.json", "training_curves.png",
@@ -117,6 +118,7 @@ def test_validation_repeats_the_figures_of_the_run(trained, data, tmp_path):
     assert again["map"] == metrics["map"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [["--cache", "ram"], ["--cache", "disk"], ["--workers", "2", "--cache", "ram"]])
 def test_cached_frames_and_workers_change_no_draw(trained, data, cfg, tmp_path, more):
     run = train(data, cfg, tmp_path, "--epochs", "4", "--noplots", *more)
@@ -127,6 +129,7 @@ def test_cached_frames_and_workers_change_no_draw(trained, data, cfg, tmp_path, 
         assert list((data.parent / "videos" / ".frames").glob("*.npy"))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_exactly(trained, data, cfg, tmp_path, monkeypatch):
     real = tad.training.train_epoch
 
@@ -242,6 +245,7 @@ def test_a_wrong_data_yaml_is_told_in_a_sentence(data, cfg, tmp_path, change, sa
         train(file, cfg, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_command_line_ends_in_one_sentence(tmp_path):
     done = subprocess.run(
         [sys.executable, "train_tad.py", "--data", str(tmp_path / "none.yaml")],

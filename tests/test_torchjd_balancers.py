@@ -40,6 +40,7 @@ def drop_a_task(step: int, losses: list[Tensor]) -> list[Tensor]:
     return [losses[0], losses[1] * 0] if step % 7 == 3 else losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BALANCERS)
 def test_every_balancer_trains_and_resumes_where_it_was_cut(name, tmp_path):
     whole, cut, later = TwoTasks(), TwoTasks(), TwoTasks()
