@@ -13,6 +13,7 @@ import argparse
 import csv
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -22,7 +23,10 @@ from models.load import largest_stride, load_model, name_classes
 from models.predictor import Predictor
 from models.validation import Evaluator, make_loader
 from utils.boxes import check_img_size
-from utils.dataset.config import DataConfig, load_data_config
+from utils.dataset.config import DataConfig, load_data_config, pattern
+from utils.dataset.scan import DatasetIndex
+from utils.dataset.split import need_groups
+from utils.results.intervals import group_intervals, interval_lines
 from utils.results.validation import (
     DETAILS,
     PLOTTED_BATCHES,
@@ -101,7 +105,8 @@ def run(
     was_training = model.training
     model.eval()
     evaluator = Evaluator(
-        predictor, data, opt.single_cls, criterion, keep=opt.save_txt or opt.save_hybrid or opt.save_json,
+        predictor, data, opt.single_cls, criterion,
+        keep=opt.save_txt or opt.save_hybrid or opt.save_json or opt.bootstrap > 0,
         known=opt.save_hybrid, drawn=PLOTTED_BATCHES if plots else 0, world=world,
     )  # fmt: skip
     if save_dir is None and world.is_main:
@@ -111,6 +116,11 @@ def run(
         kinds["square"] = fixed_size(model) is not None
         dataloader = make_loader(data, opt.task, imgsz, opt.batch_size, largest_stride(model), **kinds)
         predictor.warm_up((opt.batch_size, 3, imgsz, imgsz))
+    if opt.bootstrap:
+        regex, index = pattern(opt.group_regex, "--group-regex") or data.group, dataloader.dataset.index
+        if regex is None:
+            raise ValueError("--bootstrap draws groups: --group-regex (or `group:` in the data yaml) must say which")
+        groups = dict(zip(map(str, index.im_files), need_groups(index.im_files, regex), strict=True))
     bar = {"desc": f"{'Validating':>22}", "unit": "batch", "leave": False, "disable": not world.is_main}
     for batch in tqdm(dataloader, **bar):
         evaluator.update(batch)
@@ -123,6 +133,9 @@ def run(
     settings |= {"imgsz": imgsz, "dtype": str(predictor.dtype or torch.float32).removeprefix("torch.")}
     results = evaluator.compute(opt.fitness_weight) | {"settings": settings}
     tell(evaluator, results, opt, in_training)
+    if opt.bootstrap:
+        results["intervals"] = intervals_of(evaluator, index, groups, opt.bootstrap)
+        say(*interval_lines(results["intervals"], results))
     write(evaluator, results, opt, Path(save_dir), plots, weights, dataloader)
     if not in_training:
         say(f"Results saved to {save_dir}")
@@ -146,6 +159,17 @@ def ask(model, weights, data: DataConfig, device, opt: argparse.Namespace, amp: 
         if opt.conf_thres > 0.001 and opt.task != "speed":
             warn(f"--conf-thres {opt.conf_thres} cuts the curves off, which falsifies mAP; measure it at 0.001")
     return Predictor(model, device, dtype, layout, opt.augment, multi_label=True, **nms)
+
+
+def intervals_of(evaluator: Evaluator, index: DatasetIndex, groups: dict[str, str], draws: int) -> dict:
+    """Intervals over groups (by picture file) of what was validated; see `group_intervals`."""
+    pictures = [picture for _, picture in evaluator.collected.pictures]
+    true = dict(zip(map(str, index.im_files), index.image_class.tolist(), strict=True))
+    image = None
+    if evaluator.cls_names:
+        answered = np.array([p.probs.argmax() for p in pictures])
+        image = (evaluator.cls_names, np.array([true[p.path] for p in pictures]), answered)
+    return group_intervals(evaluator.collected.detection, [groups[p.path] for p in pictures], draws, image)
 
 
 def tell(evaluator: Evaluator, results: dict, opt: argparse.Namespace, in_training: bool) -> None:
@@ -248,6 +272,8 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
     add("--half", action="store_true", help="half precision: float16 on a GPU, bfloat16 on a processor")
     add("--dnn", action="store_true", help="run ONNX weights through OpenCV")
     add("--strict", action="store_true", help="stop where a picture or label has a fault instead of leaving it out")
+    add("--bootstrap", type=int, default=0, metavar="N", help="95 %% intervals by N draws of groups, such as 1000")
+    add("--group-regex", help="finds the group (patient …) in a file name, see check_data.py; or `group:` in the data")
     add("--fitness-weight", type=float, default=0.5, help="share of the image accuracy in the fitness, 0..1")
     opt = parse_words(parser, args, known)
     opt.save_json |= Path(opt.data).name == "coco.yaml"

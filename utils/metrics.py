@@ -245,9 +245,14 @@ class DetectionMetrics:
         for name in ("_correct", "_found", "_labels", "_numbers"):
             getattr(self, name).extend(getattr(other, name))
 
+    def per_picture(self) -> list[list[np.ndarray]]:
+        """Of each picture, in the order of the batches: tp ``[n,10]``; confidence and class ``[n,2]``; label class
+        ``[m]``."""
+        return in_order(self._numbers, self._correct, self._found, self._labels)
+
     def stats(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Arguments of `ap_per_class`: tp ``[n,10]``, confidence ``[n]``, class ``[n]``, label class ``[m]``."""
-        correct, found, labels = in_order(self._numbers, self._correct, self._found, self._labels)
+        correct, found, labels = self.per_picture()
         correct = np.concatenate([np.zeros((0, len(IOU_LEVELS)), dtype=bool), *correct])
         found = np.concatenate([np.zeros((0, 2), dtype=np.float32), *found])
         return correct, found[:, 0], found[:, 1], np.concatenate([np.zeros(0, dtype=np.float32), *labels])
