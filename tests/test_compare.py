@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -276,3 +277,25 @@ def test_a_local_ray_cluster(data, tmp_path):
     failed = run_on_ray(jobs, "local", gpus=0, say=lambda _: None)
     assert list(failed) == [jobs[0].name] and "invalid choice" in failed[jobs[0].name]
     assert read_run(jobs[1]).figures["map50"] is not None
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(data, tmp_path):
+    """Headless Chromium, without a network: no error on the console, every picture is shown, no sideways scrolling."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs Chromium")
+    write_report(fake_runs(data, tmp_path / "out", TABLE), {}, tmp_path / "out", ["compare"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    probe = (
+        "<script>onload = () => document.title = 'pictures ' + document.images.length + ' broken ' + "
+        "[...document.images].filter(i => !i.naturalWidth).length + ' wide ' + "
+        "(document.documentElement.scrollWidth > innerWidth)</script></body>"
+    )
+    (tmp_path / "probe.html").write_text(page.replace("</body>", probe))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --enable-logging=stderr --window-size=500,900 --dump-dom"
+    command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "probe.html").as_uri()]
+    seen = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in seen.stderr
+    assert "<title>pictures 11 broken 0 wide false</title>" in seen.stdout

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_train import make_data
 
 import check_data
+import train_joint
 from utils.dataset.config import load_data_config
 from utils.dataset.scan import DatasetIndex, scan_dataset
 from utils.dataset.split import box_classes, find_groups, grouped_parts, need_groups
@@ -173,3 +175,12 @@ def test_a_group_in_the_yaml_must_be_an_expression():
     with pytest.raises(ValueError, match=r"group: '\(p' is no regular expression"):
         load_data_config(content)
     assert load_data_config(content | {"group": None}).group is None
+
+
+@pytest.mark.slow
+def test_training_warns_where_groups_leak(tmp_path, capsys):
+    yaml = make_data(tmp_path / "set", pictures=4)  # 0.png to 3.png on both sides
+    save_yaml(yaml, load_yaml(yaml) | {"group": r"^(\d+)\."})
+    options = {"cfg": "yolov5n.yaml", "epochs": 1, "imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu"}
+    train_joint.run(data=str(yaml), project=str(tmp_path), noplots=True, **options)
+    assert "WARNING: 4 groups (0, 1, 2 …) are in train and in val" in capsys.readouterr().out
