@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,14 @@ def start(opt: Options, hyp: dict, resumed: Checkpoint | None) -> tuple[Run, Mod
     if opt.rect and not rect:
         say("--rect: off, since --image-weights draws pictures of all shapes")
     save_dir = Path(broadcast_object(str(take_folder(opt)) if world.is_main else "", world))
-    model, transferred = build_model(opt, data, hyp, resumed, say, save_dir / "transfer.txt" if world.is_main else None)
+    try:
+        report = save_dir / "transfer.txt" if world.is_main else None
+        model, transferred = build_model(opt, data, hyp, resumed, say, report)
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError):  # a folder in which nothing is must not look like a run
+            (save_dir / "weights").rmdir()
+            save_dir.rmdir()
+        raise
     stride = model.multiple
     imgsz = check_img_size(opt.imgsz, stride, floor=2 * stride)
     precision = amp_dtype(device, opt.amp)
