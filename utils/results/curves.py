@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from utils.results.drawing import class_name
 from utils.results.figures import (
     BLUE,
     GREEN,
@@ -35,6 +34,7 @@ from utils.results.figures import (
     save,
     subplots,
 )
+from utils.results.fonts import class_name
 
 MANY = 20  # from here on classes get thin unnamed lines, small ticks and no annotations
 

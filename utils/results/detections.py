@@ -13,6 +13,7 @@ import numpy as np
 from utils.boxes import xyxy2xywhn
 from utils.dataset.labels import format_label
 from utils.results.drawing import Annotator, colors, save_one_box
+from utils.results.fonts import class_name
 from utils.results.frames import Frame
 from utils.system.paths import UniqueStems
 
@@ -42,11 +43,11 @@ def draw(
     """
     annotator = Annotator(image, line_width=line_thickness)
     for *xyxy, conf, cls in reversed(detections.tolist()):  # the best one comes to lie on top
-        label = "" if hide_labels else names[int(cls)] if hide_conf else f"{names[int(cls)]} {conf:.2f}"
+        label = "" if hide_labels else class_name(names, int(cls)) + ("" if hide_conf else f" {conf:.2f}")
         annotator.box(xyxy, label, colors(int(cls)))
     if probs is not None and not hide_labels:
         best = int(probs.argmax())
-        annotator.image_label(cls_names[best] if hide_conf else f"{cls_names[best]} {probs[best]:.2f}")
+        annotator.image_label(class_name(cls_names, best) + ("" if hide_conf else f" {probs[best]:.2f}"))
     return annotator.result()
 
 

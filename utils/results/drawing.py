@@ -1,7 +1,7 @@
 """Pictures: boxes and the image-level answer drawn on photographs, and mosaics of training and validation batches.
 
 Everything here works on copies unless it is told otherwise, holds no global state besides small caches and may run in a
-worker thread. Text is drawn with DejaVu Sans, the font that ships with matplotlib: nothing is downloaded.
+worker thread. Nothing is downloaded for the texts, see `utils.results.fonts`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.results.fonts import FONT, class_name, font_for, writable_text
 from utils.system.paths import increment_path
 
-FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 DARK, WHITE = (24, 24, 24), (255, 255, 255)
 UNKNOWN_IMAGE_LABEL = "image ?"
 MIN_FONT_SIZE = 9
@@ -51,13 +50,6 @@ def colors(i: int) -> tuple[int, int, int]:
     return _rgb(int(i))[::-1]
 
 
-def class_name(names: Mapping[int, str] | Sequence[str], i: int) -> str:
-    """Name of class `i`, or its number where `names` does not hold it."""
-    if isinstance(names, Mapping):
-        return str(names.get(i, i))
-    return str(names[i]) if 0 <= i < len(names) else str(i)
-
-
 def image_label_text(row, cls_names: Mapping[int, str] | Sequence[str], max_classes: int = 3) -> str:
     """Text for an image-level target or answer.
 
@@ -80,36 +72,41 @@ def image_label_text(row, cls_names: Mapping[int, str] | Sequence[str], max_clas
 
 
 @lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(FONT), size)
+def _font(size: int, file: Path = FONT) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(file), size)
+
+
+def _length(text: str, size: int) -> float:
+    """Width of a line of text in px at a font size."""
+    return _font(size, font_for(text) or FONT).getlength(text)
 
 
 @lru_cache(maxsize=2048)
 def _text_mask(text: str, size: int) -> np.ndarray:
     """Coverage 0..255 of one line of text, uint8 [ascent + descent, width]; all lines of a size are equally high."""
-    font = _font(size)
-    height = sum(font.getmetrics())
-    mask = Image.new("L", (max(1, math.ceil(font.getlength(text))), height))
-    ImageDraw.Draw(mask).text((0, 0), text, fill=255, font=font)
+    ascent, descent = _font(size).getmetrics()
+    mask = Image.new("L", (max(1, math.ceil(_length(text, size))), ascent + descent))
+    font = _font(size, font_for(text) or FONT)
+    ImageDraw.Draw(mask).text((0, ascent), text, fill=255, font=font, anchor="ls")
     array = np.asarray(mask)
     array.setflags(write=False)
     return array
 
 
 def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    return writable_text("".join(c if c.isprintable() else " " for c in str(text)))
 
 
 def shorten(text: str, size: int, max_width: float) -> str:
     """`text` with its middle replaced by an ellipsis where it is wider than `max_width` px at font size `size`."""
     text = _one_line(text)
-    if _font(size).getlength(text) <= max_width:
+    if _length(text, size) <= max_width:
         return text
     keep = len(text) - 1
     while keep > 1:
         # The end of a file name says more than its middle: frame numbers and suffixes stand there.
         short = f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
-        if _font(size).getlength(short) <= max_width:
+        if _length(short, size) <= max_width:
             return short
         keep -= 1
     return text[:1]
@@ -213,7 +210,7 @@ class Annotator:
             raise ValueError(f"corner must be top-left, top-right, bottom-left or bottom-right, not {corner!r}")
         height, width = self._im.shape[:2]
         size, text = round(self.font_size * 1.15), _one_line(text)
-        while size > MIN_FONT_SIZE and _font(size).getlength(text) + size > width:
+        while size > MIN_FONT_SIZE and _length(text, size) + size > width:
             size -= 1
         mask = _text_mask(shorten(text, size, width - size), size)
         plate_h, plate_w = self._plate_size(mask, size)

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from utils.results.drawing import colors
+from utils.results.fonts import FONT, class_name, font_for
 
 Names = Mapping[int, str] | Sequence[str]
 DPI = 150
@@ -38,6 +41,12 @@ def subplots(rows: int, columns: int, width: float, height: float) -> tuple[Figu
 
 def save(fig: Figure, fname: str | Path) -> Path:
     """Write a figure, in the format of the file's suffix; the folder is made as needed."""
+    texts = fig.findobj(Text)
+    font = font_for("".join(text.get_text() for text in texts))
+    if font not in (None, FONT):  # characters that the usual font lacks come from another
+        font_manager.fontManager.addfont(font)
+        for text in texts:
+            text.set_family([*text.get_family(), font_manager.FontProperties(fname=font).get_name()])
     fname = Path(fname)
     fname.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(fname, dpi=DPI, **({"pil_kwargs": {"quality": 92}} if fname.suffix == ".jpg" else {}))
@@ -60,7 +69,7 @@ def class_color(i: int) -> tuple[float, float, float]:
 
 def name_list(names: Names) -> list[str]:
     """Names in class order; a dict need not be sorted."""
-    return [str(names[i]) for i in sorted(names)] if isinstance(names, Mapping) else [str(n) for n in names]
+    return [class_name(names, i) for i in (sorted(names) if isinstance(names, Mapping) else range(len(names)))]
 
 
 def smooth(y, sigma: float | None = None) -> np.ndarray:
