@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # so that it also runs as a script
 
-from data.phantom_echo import DIASTOLE, NAMES, SYSTOLE, VIEWS, Clip, Machine  # noqa: E402
+from data.phantom_echo import ANATOMY, DIASTOLE, NAMES, SYSTOLE, Clip, Machine  # noqa: E402
 
 MARK = "SYNTHETIC PHANTOM CLIPS"
 README = """{mark}: not real patients.
@@ -37,12 +37,19 @@ These clips were drawn by data/echo_clips.py (seed {seed}) so that temporal dete
 A model trained on them knows nothing about real hearts. File names: pPPP_cC.mp4 = patient, clip. No patient is in both
 subsets. annotations.json has the events in the ActivityNet form.
 """
-SIZE = (112, 128)  # height, width in pixels
+SIZE = (112, 112)  # height, width in pixels
 FPS = 25
+# x264's look at later pictures sums floats in an order that depends on memory; without it the bytes are always the same
+CODEC = {"crf": "20", "preset": "veryfast", "bf": "2", "x264-params": "mbtree=0:rc-lookahead=0"}
 ECG_ROWS = 16  # pixels below the picture
-STRENGTHS = (0.7, 0.85, 1.0)  # of a jet as it grows and fades
+POSE = 0.35  # of how a probe may be turned and shifted
+SEVERITY = 2.2  # leaks larger than the picture set's, since the pictures are small
+VALVES = (("PLAX", "AR"), ("A4C", "MR"), ("PSAX", "TR"), ("PSAX", "PR"))  # the view in which each valve is examined
+STRENGTHS = (0.8, 0.9, 1.0)  # of a jet as it grows and fades
 SYSTOLIC_SHARE = (0.34, 0.42)  # of a beat
 MIN_EVENT = 4  # frames
+BODY = 21  # side of the body mark in pixels
+PROBE = {"PLAX": (6, 5), "PSAX": (10, 10), "A4C": (15, 15)}  # where the mark shows the probe
 
 
 @dataclass(frozen=True)
@@ -98,12 +105,27 @@ def draw_ecg(beats: list[Beat], frame: int, width: int) -> np.ndarray:
     return strip
 
 
+def draw_body_mark(image: np.ndarray, view: str) -> None:
+    """The sign of a trunk with the probe on it, at the bottom right, by which machines show the view."""
+    h, w = image.shape[:2]
+    corner = image[h - BODY - 1 : h - 1, w - BODY - 1 : w - 1]
+    corner[...] = 0
+    cv2.ellipse(corner, (BODY // 2, BODY // 2), (BODY // 2 - 1, BODY // 2), 0, 0, 360, (120, 120, 120), 1)
+    cv2.circle(corner, PROBE[view], 3, (60, 220, 250), -1)
+
+
 class EchoClip:
     """One clip: its frames are drawn from a few pictures of either phase, moved by the beat."""
 
-    def __init__(self, rng: np.random.Generator, machine: Machine, view: str, quantile: float, frames: int) -> None:
+    def __init__(self, rng: np.random.Generator, machine: Machine, view: str, valve: str, frames: int) -> None:
         self.rng, self.frames, self.view = rng, frames, view
-        self.clip = Clip(rng, view, machine, rng.uniform(0.92, 1.06), rng.uniform(0.004, 0.008), quantile)
+        jets = ANATOMY[view].jets
+        shares = np.cumsum([0.0, *(jet.share for jet in jets)]) / sum(jet.share for jet in jets)
+        at = [jet.name for jet in jets].index(valve)
+        quantile = shares[at : at + 2].mean()  # by which the clip aims at this valve
+        self.clip = Clip(rng, view, machine, rng.uniform(0.92, 1.06), rng.uniform(0.004, 0.008), quantile, POSE)
+        self.clip.jets = (jets[at],)
+        self.clip.leaks = {valve: (SEVERITY * rng.uniform(0.85, 1.15), rng.uniform(-0.3, 0.3), rng.uniform(1.4, 2.4))}
         healthy = rng.random() < 0.15
         self.beats = draw_beats(rng, frames, 0.0 if healthy else rng.uniform(0.5, 1.0))
         leaks, self.clip.jets = self.clip.jets, ()
@@ -111,12 +133,12 @@ class EchoClip:
         self.clip.jets = leaks
         self.leaking: dict[int, list[np.ndarray]] = {SYSTOLE: [], DIASTOLE: []}
         self.classes: dict[int, set[str]] = {SYSTOLE: set(), DIASTOLE: set()}
-        for phase in {jet.phase for jet in leaks}:
-            for strength in STRENGTHS:
-                picture, boxes = self.clip.frame(phase, strength)
-                if {jet.name for jet in leaks if jet.phase == phase} == {NAMES[c] for c, _ in boxes}:
-                    self.leaking[phase].append(picture)
-                    self.classes[phase] |= {NAMES[c] for c, _ in boxes}
+        phase = leaks[0].phase
+        for strength in STRENGTHS:
+            picture, boxes = self.clip.frame(phase, strength)
+            if boxes:  # a leak outside of the colour box is neither seen nor an event
+                self.leaking[phase].append(picture)
+                self.classes[phase] |= {NAMES[c] for c, _ in boxes}
 
     def interval(self, beat: Beat, phase: int) -> tuple[int, int]:
         """First frame of a leak, and the one after its last."""
@@ -134,7 +156,7 @@ class EchoClip:
         return found
 
     def picture(self, frame: int) -> np.ndarray:
-        """BGR uint8 [112, 128, 3] with the ECG at the bottom."""
+        """BGR uint8 [112, 112, 3] with the ECG at the bottom."""
         beat = next(b for b in self.beats if b.start <= frame < b.end)
         phase = SYSTOLE if frame < beat.middle else DIASTOLE
         first, end = self.interval(beat, phase)
@@ -150,30 +172,31 @@ class EchoClip:
         image = cv2.warpAffine(image, matrix, (w, h), flags=cv2.INTER_LINEAR)
         noise = self.rng.integers(-9, 10, (h, w, 1), dtype=np.int16)
         image = np.clip(image + noise * (image > 8), 0, 255).astype(np.uint8)
+        draw_body_mark(image, self.view)
         return np.concatenate([image, draw_ecg(self.beats, frame, w)])
 
 
 def write_video(file: Path, pictures: list[np.ndarray], fps: int = FPS) -> None:
     """H.264 with B-frames, as scanners and phones write it; the same pictures give the same bytes."""
     with av.open(str(file), "w", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast", "bf": "2"})
+        stream = container.add_stream("libx264", rate=fps, options=CODEC)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
         stream.codec_context.gop_size = 25
         for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+            # FFmpeg's own conversion rounds by where a picture lies in memory
+            planes = cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())
 
 
 def _write_clip(folder: Path, seed: int, patient: int, number: int, subset: str) -> tuple[str, dict]:
     machine = Machine.draw(np.random.default_rng([seed, patient]))
-    machine = dataclasses.replace(machine, size=(SIZE[0] - ECG_ROWS, SIZE[1]))
+    machine = dataclasses.replace(machine, size=(SIZE[0] - ECG_ROWS, SIZE[1]), variance_map=True)
     rng = np.random.default_rng([seed, patient, number])
-    view = VIEWS[(patient + number) % len(VIEWS)]
     frames = int(rng.integers(90, 131))
-    # the golden ratio's multiples fill 0..1 evenly, so that every run of patients shows every valve
-    clip = EchoClip(rng, machine, view, (0.618034 * patient + 0.37 * number) % 1, frames)
+    clip = EchoClip(rng, machine, *VALVES[(patient + number) % len(VALVES)], frames)
     name = f"p{patient:03d}_c{number}"
     write_video(folder / f"{name}.mp4", [clip.picture(i) for i in range(frames)])
     events = [
@@ -187,7 +210,7 @@ def generate(
     root: str | Path,
     seed: int = 0,
     *,
-    train_patients: int = 48,
+    train_patients: int = 80,
     valid_patients: int = 16,
     clips: int = 2,
     workers: int | None = None,
@@ -241,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the synthetic echo clips")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random draw")
-    parser.add_argument("--train-patients", type=int, default=48, help="patients of the subset training")
+    parser.add_argument("--train-patients", type=int, default=80, help="patients of the subset training")
     parser.add_argument("--valid-patients", type=int, default=16, help="patients of the subset validation")
     parser.add_argument("--clips", type=int, default=2, help="clips per patient")
     opt = vars(parser.parse_args())

@@ -273,15 +273,25 @@ class Clip:
     """One clip of one patient in one view: pose, shape, texture and leaks stay, phase and noise change by frame."""
 
     def __init__(
-        self, rng: np.random.Generator, view: str, machine: Machine, scale: float, wobble: float, quantile: float
+        self,
+        rng: np.random.Generator,
+        view: str,
+        machine: Machine,
+        scale: float,
+        wobble: float,
+        quantile: float,
+        pose: float = 1.0,
     ):
-        """scale and wobble are the body's size and shape; quantile 0..1 picks the valve by the view's shares."""
+        """scale and wobble are the body's size and shape; quantile 0..1 picks the valve by the view's shares.
+
+        pose says how far the probe is turned and shifted, 1 at most.
+        """
         self.rng, self.machine, self.anatomy = rng, machine, ANATOMY[view]
         self.sector = Sector(rng, machine.size)
-        turn, stretch = np.deg2rad(rng.uniform(-20, 20)), 1 + rng.uniform(-0.08, 0.08, 2)
+        turn, stretch = np.deg2rad(pose * rng.uniform(-20, 20)), 1 + rng.uniform(-0.08, 0.08, 2)
         c, s = np.cos(turn), np.sin(turn)
         self.matrix = np.array([[c, -s], [s, c]]) * stretch * scale * rng.uniform(0.88, 1.08)
-        self.shift = rng.uniform((-0.09, -0.06), (0.09, 0.08))
+        self.shift = pose * rng.uniform((-0.09, -0.06), (0.09, 0.08))
         self.heart, *outlines = (
             points + rng.normal(0, wobble, points.shape)
             for points in map(_points, (self.anatomy.heart, *self.anatomy.chambers.values()))

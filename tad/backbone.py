@@ -182,6 +182,30 @@ class Backbone(nn.Module):
             for name, p in self.named_parameters():
                 p.requires_grad_("adapter" in name)
 
+    @torch.no_grad()
+    def start(self, frames: Tensor) -> None:
+        """Scale a new ViT to its data: tokens of spread 1 and mean 0, and layers that keep their spread.
+
+        Features are the mean over a picture's tokens. In a new network that mean is nearly the same at all times, and
+        what changes in a few tokens is lost in it; training from scratch then takes long to begin (Mishkin and Matas,
+        All you need is a good init, 2016, for starting values that data settle).
+
+        Args:
+            frames: Some windows of the data, as for `forward`.
+        """
+        embed = self.patch_embed.projection
+        embed.bias.zero_()
+        table = self.positions(frames.shape[3] // embed.stride[1], frames.shape[4] // embed.stride[2])
+        patches = self.tokens(frames)[0] - table
+        spread = patches.std((0, 1)).mean()
+        embed.weight.div_(spread)
+        embed.bias.copy_(-patches.mean((0, 1)) / spread - table.mean((0, 1)))
+        for block in self.blocks:
+            for layer in (block.attn.qkv, block.attn.proj, block.mlp.layers[0][0], block.mlp.layers[1]):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
     def positions(self, height: int, width: int) -> Tensor:
         """The table for a grid of tokens [1, 8·height·width, dim]: bicubic in space, untouched in time."""
         if (height, width) == (self.grid, self.grid):

@@ -9,6 +9,8 @@ from pathlib import Path
 from utils.system.paths import ROOT, find_file
 from utils.system.yamls import load_yaml
 
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True)
 class TadConfig:
@@ -25,7 +27,9 @@ class TadConfig:
         channels, detector_heads, blocks, detector_drop: The detector (see `tad/actionformer.py`).
         epochs, schedule_epochs, warmup_epochs: The cosine is laid out for `schedule_epochs`; training ends at `epochs`.
         batch: Windows of an optimiser step, over all devices.
+        optimizer: `adamw`, or `muon`: orthogonal steps for matrices, AdamW's for the rest.
         lr, adapter_lr, backbone_lr, weight_decay, clip: AdamW; `backbone_lr` counts where nothing is frozen.
+        muon_lr: Rate of the orthogonal steps; `lr` is that of the rest.
         ema: Decay of the weight average.
         eval_from, eval_every: Epochs that are followed by a validation: those from `eval_from` (counted from 0) whose
             number divides, counted from 1, by `eval_every`; the last one always.
@@ -59,9 +63,11 @@ class TadConfig:
     schedule_epochs: int = 100
     warmup_epochs: float = 5
     batch: int = 2
+    optimizer: str = "adamw"
     lr: float = 1e-4
     adapter_lr: float = 2e-4
     backbone_lr: float = 0.0
+    muon_lr: float = 0.01
     weight_decay: float = 0.05
     clip: float = 1.0
     ema: float = 0.999
@@ -105,6 +111,8 @@ def config_from(values: dict, where: str) -> TadConfig:
             value = tuple(value) if good else value
         elif isinstance(default, bool):
             good = isinstance(value, bool)
+        elif isinstance(default, str):
+            good = value in OPTIMIZERS
         elif isinstance(default, float):
             value = _float(value)
             good = value is not None

@@ -21,6 +21,7 @@ from tad.loss import window_losses
 from tad.memory import Loading
 from tad.metrics import THRESHOLDS
 from tad.model import TadModel
+from tad.optim import build_optimizer
 from tad.plots import plot_training
 from tad.schedule import WarmupCosine
 from tad.segments import points
@@ -39,6 +40,7 @@ from utils.weights.checkpoint import Checkpoint, copy_checkpoint, load_checkpoin
 
 LOSSES = ("total", "cls", "reg")
 CHECKPOINTED = 384  # width from which activations are computed again rather than kept
+STARTERS = 8  # windows that a network from scratch takes its first scale from
 AT_ONCE = 1e-9  # of the average's ramp: none, its decay is constant as published
 
 
@@ -74,14 +76,19 @@ def columns(run: Run) -> dict[str, tuple]:
 
 
 def build_engine(run: Run, model: TadModel, batches: int) -> Engine:
-    """AdamW in the model's groups, the published schedule, clipping and average."""
+    """The optimiser of the configuration, the published schedule, clipping and average."""
     c = run.config
-    optimizer = torch.optim.AdamW(model.parameter_groups(), betas=(0.9, 0.999), eps=1e-8)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
     schedule = WarmupCosine(batches, c.warmup_epochs, c.schedule_epochs, c.epochs)
     engine = Engine(
-        model, optimizer, schedule, Fixed(1), run.device, run.amp, ema=False, max_norm=c.clip, world=run.world
+        model,
+        build_optimizer(model),
+        schedule,
+        Fixed(1),
+        run.device,
+        run.amp,
+        ema=False,
+        max_norm=c.clip,
+        world=run.world,
     )
     engine.ema = ModelEMA(model, c.ema, AT_ONCE)  # on every process, since every one validates its share
     return engine
@@ -166,6 +173,9 @@ def prepare(run: Run, resumed: Checkpoint | None) -> tuple[TadModel, object, obj
     if world.is_main:
         for part in (dataset, watched.dataset):
             report_problems(part, run.save_dir, opt.strict)
+    if not c.freeze and not opt.weights and not resumed:
+        some = [dataset[i].frames for i in range(min(len(dataset), STARTERS))]
+        model.backbone.start(torch.stack(some))
     return model.to(run.device), loader, watched, truth_of(run.data, watched.dataset)
 
 

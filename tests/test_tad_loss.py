@@ -11,6 +11,7 @@ from tad_golden import arrays, clip, figures, mask, small_model, unit
 from torchvision.ops import sigmoid_focal_loss
 
 from tad.loss import assign, diou, focal, window_losses
+from tad.optim import build_optimizer
 from tad.schedule import WarmupCosine, learning_rate
 from tad.segments import decode, points
 from tad.weights import to_public
@@ -252,3 +253,26 @@ def test_the_average_of_weights():
         assert average.model.w.tolist() == pytest.approx(row["ema_w"], abs=1e-6)
         assert net.n.item() == pytest.approx(row["live_n"], rel=1e-6)
         assert average.model.n.item() == pytest.approx(wanted_n, rel=1e-6)
+
+
+def test_muon_takes_adams_steps_for_all_but_matrices():
+    torch.manual_seed(0)
+    model = small_model(freeze=False, optimizer="muon", lr=1e-3, weight_decay=0.1)
+    twin = small_model(freeze=False)
+    optimizer = build_optimizer(model)
+    assert [g["initial_lr"] for g in optimizer.param_groups] == [0.01, 1e-3]
+    plain = optimizer.param_groups[1]["params"]
+    names = {id(p): name for name, p in model.named_parameters()}
+    others = dict(twin.named_parameters())
+    same = [others[names[id(p)]] for p in plain]
+    adam = torch.optim.AdamW(same, lr=1e-3, weight_decay=0.1)
+    assert all("head.weight" not in names[id(p)] for p in optimizer.param_groups[0]["params"])
+    for step in range(3):
+        for p, q in zip(plain, same, strict=True):
+            p.grad = q.grad = torch.full_like(p, 0.1 * (step + 1)) + p.detach() * 0.01
+        optimizer.step()
+        adam.step()
+    for p, q in zip(plain, same, strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
+    trained = sum(len(g["params"]) for g in optimizer.param_groups)
+    assert trained == sum(p.requires_grad for p in model.parameters())

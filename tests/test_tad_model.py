@@ -366,6 +366,18 @@ def test_bfloat16_is_near_float32(small):
     assert (plain - half).abs().max() < 0.05
 
 
+def test_a_network_from_scratch_starts_at_the_scale_of_its_data():
+    torch.manual_seed(0)
+    backbone = Backbone(32, 2, 2, 128, 16, 3, 8, freeze=False)
+    frames = clip(2, 48, 48, 48, 0)
+    with torch.no_grad():
+        backbone.start(frames)
+        tokens, _ = backbone.tokens(frames)
+        patches = tokens - backbone.positions(3, 3)
+    assert tokens.mean((0, 1)).abs().max() < 1e-4
+    assert patches.std((0, 1)).mean().item() == pytest.approx(1, abs=1e-4)
+
+
 # Configurations -------------------------------------------------------------------------------------------------------
 
 
@@ -381,6 +393,7 @@ def test_the_yaml_of_the_small_vit_is_the_published_recipe():
         ("dim: many", "dim must be like 384, not 'many'"),
         ("- 1", "expected lines"),
         ("freeze: 1", "freeze must be like True"),
+        ("optimizer: sgd", "optimizer must be like adamw, not 'sgd'"),
         ("overlap: 1.0", "overlap"),
         ("a: [", "model.yaml:"),
     ],

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
+from pathlib import Path
 
 import pytest
 import torch
 from tad_golden import clip, mask, small_model
 
-from tad.weights import from_public, is_public, load_backbone, load_public, read_tensors, state_of, to_public
+from tad.backbone import Backbone
+from tad.weights import (
+    SPARE,
+    backbone_names,
+    fill,
+    from_public,
+    is_public,
+    load_backbone,
+    load_public,
+    read_tensors,
+    state_of,
+    to_public,
+)
 
 
 @pytest.fixture
@@ -198,3 +212,31 @@ def test_a_file_with_code_in_it_runs_nothing(tmp_path):
     with pytest.raises(ValueError, match="bomb.pth"):
         state_of(read_tensors(tmp_path / "bomb.pth"))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.slow
+def test_hugging_face_computes_the_same():
+    """At the native size, with 6 heads and our epsilon, a random VideoMAE gives our tokens (where it is installed)."""
+    transformers = pytest.importorskip("transformers", reason="only an oracle here: pip install transformers")
+    config = transformers.VideoMAEConfig(
+        image_size=48, patch_size=16, num_frames=16, tubelet_size=2, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=128, layer_norm_eps=1e-6, qkv_bias=True, use_mean_pooling=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.VideoMAEModel(config).eval()
+    for name, p in theirs.named_parameters():
+        p.data.normal_(1 if "layernorm" in name and name.endswith("weight") else 0, 0.2)
+        if name.endswith("key.bias"):
+            p.data.zero_()
+    backbone = Backbone(32, 2, 2, 128, 16, 3, 0, freeze=False).eval()
+    state, form = backbone_names(theirs.state_dict())
+    fill(backbone, state, Path("hf"), re.compile("pos_embed|fc_norm"), SPARE)
+    assert form == "Hugging Face"
+    frames = torch.rand(2, 3, 16, 48, 48) * 255
+    with torch.no_grad():
+        x, places = backbone.tokens(frames)
+        for block in backbone.blocks:
+            x = block(x, 2, places)
+        pixels = ((frames - backbone.mean) / backbone.std).transpose(1, 2)
+        wanted = theirs(pixels).last_hidden_state
+    assert torch.allclose(x, wanted, atol=1e-5)
