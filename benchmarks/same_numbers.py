@@ -3,7 +3,7 @@
     python benchmarks/same_numbers.py --tree ../before --out before.json       # in any checkout
     python benchmarks/same_numbers.py --out after.json --against before.json   # exit code 1 where something differs
 
-Trains the demo set for two epochs (float32, seed 0, one thread) and, with `--weights` and `--data`, validates a
+Trains the demo set for two epochs (float32, seed 0, one thread) and, with `--checkpoint` and `--data`, validates a
 trained network. Compared are a checksum of every tensor of best.pt, results.csv and metrics.json. New columns and keys
 are no difference, and seconds are left out.
 """
@@ -61,8 +61,8 @@ def main(opt: argparse.Namespace) -> None:
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as scratch:
         jobs = {cfg: f"{TRAINING} --cfg {cfg}.yaml {opt.options}" for cfg in opt.cfg}
-        if opt.weights:
-            weights, data = Path(opt.weights).resolve(), Path(opt.data).resolve()
+        if opt.checkpoint:
+            weights, data = Path(opt.checkpoint).resolve(), Path(opt.data).resolve()
             jobs["val"] = f"val_joint.py --weights {weights} --data {data} --img 320 --device cpu --workers 0"
         for name, command in jobs.items():
             run(Path(opt.tree), command, Path(scratch) / name)
@@ -86,7 +86,7 @@ if __name__ == "__main__":
     parser.add_argument("--tree", default=ROOT, help="checkout to run")
     parser.add_argument("--cfg", nargs="+", default=["yolov5n_cls", "yolov5n"], help="models to train")
     parser.add_argument("--options", default="", help="further options of the training")
-    parser.add_argument("--weights", help="checkpoint to validate")
+    parser.add_argument("--checkpoint", help="trained network to validate")
     parser.add_argument("--data", help="data yaml to validate it on")
     parser.add_argument("--out", help="write the numbers here")
     parser.add_argument("--against", help="numbers of another version, as --out wrote them")

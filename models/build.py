@@ -21,14 +21,15 @@ def build_model(
     hyp: Mapping,
     resumed: Checkpoint | None = None,
     say: Callable[[str], None] = print,
-    report: Path | None = None,
+    report: Callable[[], Path] | None = None,
 ) -> tuple[Model, list[str]]:
     """The network from `opt.cfg`, from the structure of `opt.weights`, or from the checkpoint of a run to resume.
 
     Names come from the data, layers of `opt.freeze` are frozen, and `say` is told what was transferred.
 
     Args:
-        report: A file for the whole lists of what was transferred, left out or is new.
+        report: Names a file for the whole lists of what was transferred, left out or is new; asked when they are
+            known, so that weights that are refused leave no folder behind.
 
     Returns:
         The network, and the names of the tensors that were taken from `opt.weights`.
@@ -77,7 +78,7 @@ def transfer(
     checkpoint: Checkpoint,
     exclude: Iterable[str] = (),
     say: Callable[[str], None] = print,
-    report: Path | None = None,
+    report: Callable[[], Path] | None = None,
 ) -> list[str]:
     """Takes over the weights that fit, and tells which did, which were left out and which are new.
 
@@ -103,9 +104,10 @@ def transfer(
         lines = [f"taken     {k} {theirs[k]}" for k in taken]
         lines += [f"left out  {k} {theirs[k]}: {why(k)}" for k in left_out]
         lines += [f"new       {k} {own[k]}" for k in new]
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text("\n".join([f"from {checkpoint.file}", *lines, ""]), encoding="utf-8")
-        say(f"  whole lists: {report}")
+        file = report()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join([f"from {checkpoint.file}", *lines, ""]), encoding="utf-8")
+        say(f"  whole lists: {file}")
     return taken
 
 

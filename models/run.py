@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,15 +91,10 @@ def start(opt: Options, hyp: dict, resumed: Checkpoint | None) -> tuple[Run, Mod
     rect = opt.rect and not opt.image_weights
     if opt.rect and not rect:
         say("--rect: off, since --image-weights draws pictures of all shapes")
-    save_dir = Path(broadcast_object(str(take_folder(opt)) if world.is_main else "", world))
-    try:
-        report = save_dir / "transfer.txt" if world.is_main else None
-        model, transferred = build_model(opt, data, hyp, resumed, say, report)
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError):  # a folder in which nothing is must not look like a run
-            (save_dir / "weights").rmdir()
-            save_dir.rmdir()
-        raise
+    folder = functools.cache(lambda: take_folder(opt))  # not before weights and structure are known to be good
+    report = (lambda: folder() / "transfer.txt") if world.is_main else None
+    model, transferred = build_model(opt, data, hyp, resumed, say, report)
+    save_dir = Path(broadcast_object(str(folder()) if world.is_main else "", world))
     stride = model.multiple
     imgsz = check_img_size(opt.imgsz, stride, floor=2 * stride)
     precision = amp_dtype(device, opt.amp)

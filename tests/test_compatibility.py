@@ -255,7 +255,7 @@ def test_transfer_to_a_joint_model_lists_every_tensor(tmp_path):
     )
     said = []
     report = tmp_path / "run" / "transfer.txt"
-    model, taken = build_model(opt, load_data_config(data), {}, say=said.append, report=report)
+    model, taken = build_model(opt, load_data_config(data), {}, say=said.append, report=lambda: report)
     own, theirs = model.state_dict(), load_checkpoint(weights).state_dict
     lines = report.read_text().splitlines()[1:]
     listed = {

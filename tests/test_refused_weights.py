@@ -13,17 +13,21 @@ from unittest import mock
 import pytest
 import torch
 from test_checkpoint import Call, as_global, as_stack_global, write_stream, write_zip
+from test_tad_train import make_set
 from test_torchscript_code import MINE, when_it_runs
 from tiny_data import draw_set
 from tiny_weights import save_weights
 
 import detect
+import detect_tad
 import export
 import hubconf
 import train
 import train_joint
+import train_tad
 import val
 import val_joint
+import val_tad
 from benchmarks import formats
 from models.experimental import DetectMultiBackend, attempt_load
 from models.load import load_model
@@ -116,6 +120,10 @@ def pictures(file, folder):
     return folder / "set" / "images" / "train2017"
 
 
+def events(file, folder):
+    return make_set(folder / "clips", train=1, val=1)
+
+
 def _official(**options):
     """The hub's functions by size take the file of their name."""
 
@@ -145,6 +153,9 @@ ENTRIES = {
     "detect --update": _cli(detect, "--update", "--weights", the_file, "--source", pictures, "--project", "runs"),
     "export": _cli(export, "--weights", the_file),
     "export state_dict": _cli(export, "--weights", the_file, "--include", "state_dict"),
+    "train_tad": _cli(train_tad, "--weights", the_file, "--data", events, "--project", "runs"),
+    "val_tad": _cli(val_tad, "--weights", the_file, "--data", events, "--project", "runs"),
+    "detect_tad": _cli(detect_tad, "--weights", the_file, "--source", "set", "--project", "runs"),
     "benchmarks/formats": benchmark_of_formats,
     "hubconf.custom": lambda file, folder: hubconf.custom(file, device="cpu"),
     "hubconf.yolov5s": _official(),
@@ -186,6 +197,8 @@ def test_every_way_in_refuses_torchscript_that_saves(tmp_path, monkeypatch, entr
     match = rf"{file.name}: refused, because its code .* contains `torch\.save`"
     if entry.startswith("hubconf.yolov5s"):
         match = r"yolov5s\.pt: no checkpoint that can be read.*a TorchScript file"  # under the name of a checkpoint
+    elif entry.endswith("_tad"):
+        match = rf"{file.name}: no checkpoint that can be read.*a TorchScript file"
     elif entry.startswith(READ_CHECKPOINTS):
         match = rf"{file.name}.* (is an exported file, which runs but cannot be trained|only PyTorch weights)"
     with pytest.raises((ValueError, SystemExit), match=match):
@@ -200,5 +213,8 @@ def test_every_script_with_weights_is_in_the_list():
     takes = re.compile(r'"--weights"|import .*\b(parse_opt|training_parser)\b')
     files = [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")]
     scripts = {f.stem for f in files if takes.search(f.read_text("utf-8"))}
-    assert scripts == {"train", "val", "train_joint", "val_joint", "detect", "export", "formats"}
+    assert scripts == {
+        *("train", "val", "train_joint", "val_joint", "detect", "export", "formats"),
+        *("train_tad", "val_tad", "detect_tad"),
+    }
     assert {re.split("[ /.]", entry)[-1 if "/" in entry else 0] for entry in ENTRIES} >= scripts

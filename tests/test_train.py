@@ -385,7 +385,7 @@ def test_two_runs_of_one_name_have_a_folder_each(data, tiny_cfg, tmp_path, monke
         train(data, tiny_cfg, tmp_path, epochs=1, noplots=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("models.run.build_model", second)
+    monkeypatch.setattr(train_joint, "build_loaders", second)
     with pytest.raises(KeyboardInterrupt):
         train(data, tiny_cfg, tmp_path, epochs=1, noplots=True)
     assert not (tmp_path / "exp/results.csv").exists() and (tmp_path / "exp2/results.csv").exists()
