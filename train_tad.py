@@ -18,6 +18,7 @@ from tad.data import load_data
 from tad.memory import CHOICES, Loading, loading
 from tad.metrics import THRESHOLDS
 from tad.training import Run, train
+from tad.weights import read_tensors
 from utils.system.arguments import BY_ITSELF, check_ranges, parse_words
 from utils.system.command_line import one_sentence
 from utils.system.devices import (
@@ -141,6 +142,8 @@ def main(opt: argparse.Namespace, relaunch: bool = False) -> dict:
             config = dataclasses.replace(
                 config, epochs=opt.epochs, schedule_epochs=round(config.schedule_epochs * opt.epochs / config.epochs)
             )
+    if opt.weights and not checkpoint:
+        read_tensors(opt.weights)  # refused, if it has to be, before the run has a folder
     folder = getattr(opt, "save_dir", None)
     if folder is None and world.is_main:
         folder = str(increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True))
