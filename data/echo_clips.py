@@ -48,6 +48,7 @@ VALVES = (("PLAX", "AR"), ("A4C", "MR"), ("PSAX", "TR"), ("PSAX", "PR"))  # the 
 STRENGTHS = (0.8, 0.9, 1.0)  # of a jet as it grows and fades
 SYSTOLIC_SHARE = (0.34, 0.42)  # of a beat
 MIN_EVENT = 4  # frames
+COLOURED = 40  # difference of channels from which a pixel shows flow
 BODY = 21  # side of the body mark in pixels
 PROBE = {"PLAX": (6, 5), "PSAX": (10, 10), "A4C": (15, 15)}  # where the mark shows the probe
 
@@ -114,6 +115,14 @@ def draw_body_mark(image: np.ndarray, view: str) -> None:
     cv2.circle(corner, PROBE[view], 3, (60, 220, 250), -1)
 
 
+def stress_turbulence(image: np.ndarray, box: np.ndarray) -> None:
+    """Turn the colours inside a leak's box to green, as a variance map at full scale does."""
+    x1, y1, x2, y2 = box.astype(int)
+    region = image[y1:y2, x1:x2]
+    coloured = np.ptp(region.astype(np.int16), axis=2) > COLOURED
+    region[..., 1][coloured] = 235
+
+
 class EchoClip:
     """One clip: its frames are drawn from a few pictures of either phase, moved by the beat."""
 
@@ -136,6 +145,8 @@ class EchoClip:
         phase = leaks[0].phase
         for strength in STRENGTHS:
             picture, boxes = self.clip.frame(phase, strength)
+            for _, box in boxes:
+                stress_turbulence(picture, box)
             if boxes:  # a leak outside of the colour box is neither seen nor an event
                 self.leaking[phase].append(picture)
                 self.classes[phase] |= {NAMES[c] for c, _ in boxes}
@@ -210,7 +221,7 @@ def generate(
     root: str | Path,
     seed: int = 0,
     *,
-    train_patients: int = 80,
+    train_patients: int = 48,
     valid_patients: int = 16,
     clips: int = 2,
     workers: int | None = None,
@@ -264,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the synthetic echo clips")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random draw")
-    parser.add_argument("--train-patients", type=int, default=80, help="patients of the subset training")
+    parser.add_argument("--train-patients", type=int, default=48, help="patients of the subset training")
     parser.add_argument("--valid-patients", type=int, default=16, help="patients of the subset validation")
     parser.add_argument("--clips", type=int, default=2, help="clips per patient")
     opt = vars(parser.parse_args())
