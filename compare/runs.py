@@ -231,6 +231,7 @@ def run_on_ray(jobs: Sequence[Job], address: str, gpus: int, say: Callable[[str]
 
     # Workers find the project's modules by this path.
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     started = not ray.is_initialized()
     if started:
         ray.init(None if address == "local" else address, runtime_env=environment, log_to_driver=False)
