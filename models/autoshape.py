@@ -18,8 +18,8 @@ from models.load import device_of, input_dtype, largest_stride, name_classes
 from models.predictor import Predictor
 from utils.boxes import make_divisible, xyxy2xywh
 from utils.dataset.pictures import from_array, from_pil, read_picture
-from utils.results.detections import draw, file_name, safe_name, summary, write_image
-from utils.results.drawing import save_one_box
+from utils.results.detections import draw, file_name, safe_name, summary
+from utils.results.drawing import save_one_box, write_image
 from utils.system.devices import amp_dtype, autocast
 from utils.system.paths import UniqueStems, increment_path
 from utils.system.voice import say

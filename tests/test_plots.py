@@ -217,8 +217,10 @@ def test_save_one_box_outside_writes_nothing(tmp_path):
 
 
 def test_write_image_takes_unicode_paths(tmp_path):
-    file = write_image(tmp_path / "Bildausgabe_ß_心" / "a.png", black())
-    assert file.suffix == ".jpg" and file.stat().st_size > 100
+    for suffix, magic in ((".jpg", b"\xff\xd8"), (".png", b"\x89PNG")):
+        file = tmp_path / "Bildausgabe_ß_心" / f"a{suffix}"
+        write_image(file, black())
+        assert file.read_bytes().startswith(magic)
 
 
 # Mosaics --------------------------------------------------------------------------------------------------------------

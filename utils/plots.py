@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from utils.results import curves, drawing
-from utils.results.detections import write_image
 from utils.results.drawing import save_one_box
 
 __all__ = ["Annotator", "colors", "plot_images", "plot_one_box", "plot_results", "save_one_box"]
@@ -111,9 +110,7 @@ def plot_images(
     if targets.size and targets[:, 2:6].max() > 1.01:
         height, width = images.shape[2:]
         targets = np.concatenate((targets[:, :2], targets[:, 2:6] / (width, height, width, height), targets[:, 6:]), 1)
-    mosaic = drawing.plot_images(images, targets, None, paths, None, names or ())
-    write_image(fname, mosaic)
-    return mosaic
+    return drawing.plot_images(images, targets, None, paths, fname, names or ())
 
 
 def plot_results(file: str | Path = "path/to/results.csv", dir: str | Path = "") -> None:  # noqa: A002 - its name

@@ -12,7 +12,7 @@ import numpy as np
 
 from utils.boxes import xyxy2xywhn
 from utils.dataset.labels import format_label
-from utils.results.drawing import Annotator, colors, save_one_box
+from utils.results.drawing import Annotator, colors, save_one_box, write_image
 from utils.results.fonts import class_name
 from utils.results.frames import Frame
 from utils.system.paths import UniqueStems
@@ -167,7 +167,6 @@ class ResultWriter:
                 folder = self._folders(str(int(cls)), safe_name(self.names[int(cls)]))
                 wanted = f"{folder}/{name}" + (f"_{number}" if number > 1 else "")
                 file = self.save_dir / "crops" / f"{self._crops(f'{folder}/{name}, number {number}', wanted)}.jpg"
-                file.parent.mkdir(parents=True, exist_ok=True)
                 write_image(file, crop)
                 self.written["crop"] += 1
 
@@ -248,14 +247,6 @@ class ResultWriter:
     def summary(self) -> str:
         """What was written, in words: `5 label files, 3 pictures`."""
         return ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in self.written.items()) or "nothing"
-
-
-def write_image(file: str | Path, image: np.ndarray) -> None:
-    """Write a BGR picture in the format of the suffix (`cv2.imwrite` knows no non-ASCII names on Windows)."""
-    ok, encoded = cv2.imencode(Path(file).suffix, image)
-    if not ok:
-        raise OSError(f"{file}: the picture could not be encoded")
-    Path(file).write_bytes(encoded.tobytes())
 
 
 def file_name(path: str) -> str:

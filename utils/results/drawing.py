@@ -264,19 +264,18 @@ class Annotator:
         return best
 
 
-def write_image(file: str | Path, im: np.ndarray, quality: int = 92) -> Path:
-    """Write a BGR picture as JPEG (the suffix becomes .jpg), folders made as needed; any Unicode path works.
+def write_image(file: str | Path, im: np.ndarray) -> None:
+    """Write a BGR picture in the format of the suffix, folders made as needed; any Unicode path works.
 
     Raises:
         OSError: when the picture cannot be encoded or written.
     """
-    file = Path(file).with_suffix(".jpg")
-    ok, data = cv2.imencode(".jpg", im, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    file = Path(file)
+    ok, data = cv2.imencode(file.suffix, im)
     if not ok:
         raise OSError(f"could not encode {file} (picture of shape {list(im.shape)})")
     file.parent.mkdir(parents=True, exist_ok=True)
-    data.tofile(file)  # cv2.imwrite fails on non-ASCII paths under Windows
-    return file
+    file.write_bytes(data.tobytes())  # cv2.imwrite fails on non-ASCII paths under Windows
 
 
 def save_one_box(
@@ -315,7 +314,7 @@ def save_one_box(
     top, bottom = (int(min(max(center_y + s * height / 2, 0), im_h)) for s in (-1, 1))
     crop = im[top:bottom, left:right]
     if save and crop.size:
-        write_image(increment_path(Path(file).with_suffix(".jpg")), crop, quality=95)
+        write_image(increment_path(Path(file).with_suffix(".jpg")), crop)
     return crop if BGR else crop[..., ::-1]
 
 

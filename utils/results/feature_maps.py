@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from torch import Tensor, nn
 
-from utils.results.detections import write_image
+from utils.results.drawing import write_image
 
 CHANNELS, COLUMNS = 32, 8  # shown at most; a row has
 TILE, GAP = 160, 4  # longer side of a channel, and space around it, pixels
@@ -52,7 +52,6 @@ class FeatureMaps:
         for name, maps in self._maps.items():
             array = maps[i].detach().float().cpu().numpy()
             file = folder / f"{name}_features.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_image(file, channel_grid(array))
             np.save(file.with_suffix(".npy"), array)
         return len(self._maps)
