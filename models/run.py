@@ -33,6 +33,7 @@ from utils.system.devices import (
 from utils.system.files import remove_unfinished
 from utils.system.paths import ROOT, increment_path
 from utils.system.voice import say, warn
+from utils.training.average import ModelEMA, ema_constants
 from utils.training.engine import Engine, seed_everything
 from utils.training.optim import build_optimizer, choose_optimizer
 from utils.training.options import Options
@@ -205,8 +206,8 @@ def build_engine(run: Run, model: Model, batches: int, transferred: Sequence[str
     for p in model.parameters():
         p.requires_grad_(p.requires_grad and id(p) in trained)
     return Engine(
-        model, optimizer, schedule, balancer, run.device, run.precision, world=run.world,
-        parts=model.independent_parts(),
+        model, optimizer, schedule, balancer, run.device, run.precision,
+        ModelEMA(model, *ema_constants(schedule.steps)), world=run.world, parts=model.independent_parts(),
     )  # fmt: skip
 
 

@@ -79,19 +79,17 @@ def build_engine(run: Run, model: TadModel, batches: int) -> Engine:
     """The optimiser of the configuration, the published schedule, clipping and average."""
     c = run.config
     schedule = WarmupCosine(batches, c.warmup_epochs, c.schedule_epochs, c.epochs)
-    engine = Engine(
+    return Engine(
         model,
         build_optimizer(model),
         schedule,
         Fixed(1),
         run.device,
         run.amp,
-        ema=False,
+        ema=ModelEMA(model, c.ema, AT_ONCE),  # on every process, since every one validates its share
         max_norm=c.clip,
         world=run.world,
     )
-    engine.ema = ModelEMA(model, c.ema, AT_ONCE)  # on every process, since every one validates its share
-    return engine
 
 
 def train_epoch(run: Run, engine: Engine, net: nn.Module, loader, epoch: int, stop: SafeStop) -> dict:

@@ -14,7 +14,7 @@ from utils.dataset.config import load_hyp
 from utils.system.paths import ROOT
 from utils.training.average import ModelEMA, ema_constants
 from utils.training.engine import Engine, NonFiniteLoss, rng_state, set_rng_state
-from utils.training.fit import EarlyStopping
+from utils.training.fit import EarlyStopping, fit
 from utils.training.optim import build_optimizer
 from utils.training.schedule import Schedule, lr_factor, scaled_weight_decay
 
@@ -176,7 +176,8 @@ def make_engine(hyp, model=None, batches=6, **kwargs) -> Engine:
     model(torch.zeros(2, 3, 5, 5))
     optimizer = build_optimizer(all_of(model))
     schedule = Schedule(hyp, 4, batches, 16, warmup_batches=0)
-    return Engine(model, optimizer, schedule, Sum(), CPU, **kwargs)
+    average = ModelEMA(model, *ema_constants(schedule.steps))
+    return Engine(model, optimizer, schedule, Sum(), CPU, ema=average, **kwargs)
 
 
 def batch_loss(engine: Engine, n: int) -> torch.Tensor:
@@ -263,3 +264,13 @@ def test_rng_state_is_plain_and_restores(tmp_path):
     first = random.random(), np.random.rand(), torch.rand(1).item()
     set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True), CPU)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == first
+
+
+@pytest.mark.parametrize(("first", "best"), [(3, 2), (2, 0)])  # every epoch is trained; none is better for two
+def test_a_run_that_was_cut_before_its_end_trains_nothing_more(hyp, first, best):
+    def never(*_):
+        raise AssertionError("there is nothing left to do")
+
+    stopper = EarlyStopping(patience=1 if best == 0 else 0)
+    stopper.load_state_dict({"best_fitness": 0.5, "best_epoch": best})
+    assert fit(make_engine(hyp), 3, never, never, never, never, stopper, first_epoch=first) == 0

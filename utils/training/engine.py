@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from utils.system.devices import World, autocast
-from utils.training.average import ModelEMA, ema_constants
+from utils.training.average import ModelEMA
 from utils.training.schedule import Schedule, Step
 
 
@@ -47,7 +47,7 @@ class Engine:
         schedule: Learning rates, momentum and accumulation by batch number.
         balancer: Turns task losses into gradients.
         amp_dtype: Autocast type; None is float32. float16 brings a gradient scaler.
-        ema: Keep a weight average.
+        ema: The model's weight average, which follows each step; None: there is none.
         max_norm: Gradients are clipped to this norm.
         parts: Parameters that no common gradient reaches, each part clipped by its own norm, so that one cannot
             shorten the steps of another; None: all are one part.
@@ -61,7 +61,7 @@ class Engine:
         balancer: Balancer,
         device: torch.device,
         amp_dtype: torch.dtype | None = None,
-        ema: bool = True,
+        ema: ModelEMA | None = None,
         max_norm: float = 10.0,
         world: World | None = None,
         parts: Sequence[Sequence[nn.Parameter]] | None = None,
@@ -70,7 +70,7 @@ class Engine:
         self.device, self.amp_dtype, self.max_norm = device, amp_dtype, max_norm
         self.world = world or World()
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
-        self.ema = ModelEMA(model, *ema_constants(schedule.steps)) if ema else None
+        self.ema = ema
         parts = [list(model.parameters())] if parts is None else parts
         self._parts = [trained for part in parts if (trained := [p for p in part if p.requires_grad])]
         self._pending = 0  # batches whose gradients wait for a step

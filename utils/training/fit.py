@@ -80,7 +80,8 @@ def fit(
         NonFiniteLoss: A loss or gradient was NaN or infinite.
     """
     main, epoch = engine.world.is_main, first_epoch
-    if first_epoch > 0 and broadcast_object(stopper.over(first_epoch - 1), engine.world):
+    over = first_epoch >= epochs or (first_epoch > 0 and stopper.over(first_epoch - 1))
+    if broadcast_object(over, engine.world):
         return 0  # cut between its last epoch and its end
     try:
         with SafeStop() as stop:
