@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-import torch
 from torch import nn
 
 import val_joint
@@ -32,7 +31,7 @@ from utils.results.balance import plot_task_weights
 from utils.results.curves import plot_labels, plot_results
 from utils.system.arguments import MEASURED, check_ranges, filled_in, parse_words
 from utils.system.command_line import one_sentence
-from utils.system.devices import broadcast_object, device_ids, init_world, select_device
+from utils.system.devices import broadcast_object, device_ids, init_world, leave_world, select_device
 from utils.system.paths import ROOT, find_file
 from utils.system.process import launch_per_gpu
 from utils.system.voice import say
@@ -104,8 +103,7 @@ def train(opt: Options, hyp: dict, resumed: Checkpoint | None = None) -> dict:
     except (KeyboardInterrupt, NonFiniteLoss):
         say(f"Continue from its start with: python train_joint.py --resume {run.weights_dir / 'last.pt'}")
         raise
-    if run.world.distributed:
-        torch.distributed.destroy_process_group()
+    leave_world(run.world)
     say(f"\n{trained} epochs in {(time.perf_counter() - began) / 3600:.3f} h")
     return finish(run, logger) if main else {}
 

@@ -18,6 +18,7 @@ from utils.loss import ComputeJointLoss
 from utils.results.drawing import plot_images
 from utils.system.devices import all_reduce_mean, peak_memory_gb, to_input
 from utils.system.process import SafeStop
+from utils.system.voice import say
 from utils.training.engine import Engine
 
 # Columns of results.csv: YOLOv5's under its names, then those of the image task -> where an epoch's record has them.
@@ -99,11 +100,11 @@ class Progress:
         self.epoch = f"{epoch}/{run.opt.epochs - 1}"
         weights = [f"w_{task}" for task in criterion.tasks][: self.weights]
         head = ["Epoch", "Mem", *(f"{part}_loss" for part in criterion.parts), *weights, "Size", "img/s"]
-        quiet = not run.world.is_main
-        if not quiet:
-            print(("\n" + "%11s" * len(head)) % tuple(head))
+        say(("\n" + "%11s" * len(head)) % tuple(head))
         often = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file needs no animation
-        self.batches = tqdm(loader, disable=quiet, bar_format="{l_bar}{bar:10}{r_bar}", mininterval=often)
+        self.batches = tqdm(
+            loader, disable=not run.world.is_main, bar_format="{l_bar}{bar:10}{r_bar}", mininterval=often
+        )
 
     def show(self, losses: list[float], weights: list[float], size: int, rate: float) -> None:
         self.left -= 1

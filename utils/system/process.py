@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import Any
 
-from utils.system.voice import warn
+from utils.system.voice import say, warn
 
 
 class SafeStop:
@@ -64,7 +64,7 @@ class SafeStop:
 def launch_per_gpu(count: int) -> None:
     """Several devices named without `torchrun`: become torchrun, with one process a GPU."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), *sys.argv]
-    print("Starting one process per GPU:", " ".join(command), flush=True)
+    say(f"Starting one process per GPU: {' '.join(command)}")
     if os.name == "posix":
         os.execv(sys.executable, command)  # in this process, so that signals reach it
     sys.exit(subprocess.call(command))
