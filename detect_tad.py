@@ -11,6 +11,7 @@ import argparse
 import csv
 import glob
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ def sources(source: str) -> Iterator[Path]:
     if source == "-":
         yield from (Path(line.strip()) for line in sys.stdin if line.strip())
         return
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # that of Path raises where there is no such home folder
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
     elif path.suffix.lower() == ".txt" and path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def load_data(name: str | Path) -> TadData:
     for key in ("annotations", "train", "val"):
         if not isinstance(raw.get(key), str):
             raise ValueError(f"{file}: {key}: expected a text, got {raw.get(key)!r}")
-    folder = Path(str(raw.get("path") or ".")).expanduser()
+    folder = Path(os.path.expanduser(str(raw.get("path") or ".")))  # that of Path raises where there is no such home
     bases = [folder] if folder.is_absolute() else [file.parent / folder, ROOT / folder]
     root = next((b for b in bases if (b / raw["annotations"]).is_file()), bases[0]).resolve()
     if not (root / raw["annotations"]).is_file():

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tad_golden import arrays, figures
 
+import detect_tad
 from tad.annotations import grid_events, read_annotations, read_results, results_json
 from tad.config import TadConfig
+from tad.data import load_data
 from tad.transforms import (
     JITTER,
     OPERATIONS,
@@ -328,3 +330,10 @@ def test_validation_sees_the_middle():
     picture[:, 160] = 255
     seen = ClipTransform(TadConfig(), 320, 180).frame(picture)
     assert seen.shape == (160, 160, 3) and 78 <= seen[80, :, 0].argmax() <= 81
+
+
+def test_the_home_of_an_unknown_user_is_a_path_that_is_not_there(tmp_path):
+    (tmp_path / "clips.yaml").write_text("path: ~no-such-user/clips\nannotations: a.json\ntrain: train\nval: val\n")
+    with pytest.raises(FileNotFoundError, match="~no-such-user/clips/a.json is not there"):
+        load_data(tmp_path / "clips.yaml")
+    assert [str(file) for file in detect_tad.sources("~no-such-user/a.mp4")] == ["~no-such-user/a.mp4"]
