@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_train import make_data
+from tiny_data import make_data
 
 import compare_joint
 from compare.disagreements import right_box

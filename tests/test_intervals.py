@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import make_data
+from tiny_data import make_data
 
 import val_joint
 from models.yolo import Model

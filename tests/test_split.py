@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_train import make_data
+from tiny_data import make_data
 
 import check_data
 import train_joint

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import make_data
+from tiny_data import make_data
 
 import train_joint
 from models.yolo import Model

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_data import SIZE, make_data
 
 import train_joint
 from models.training import resize_batch
@@ -24,41 +25,6 @@ from utils.system.paths import ROOT
 from utils.system.yamls import load_yaml, save_yaml
 from utils.training.evolve import evolve, read_history
 from utils.weights.checkpoint import load_checkpoint
-
-SIZE = 64
-
-
-def make_data(folder: Path, pictures: int = 12, joint: bool = True) -> Path:
-    """Bright squares (class 0) and discs (class 1); the image class says whether the background is plain or striped."""
-    rng = np.random.default_rng(0)
-    for split in ("train", "valid"):
-        for sub in ("images", "labels"):
-            (folder / split / sub).mkdir(parents=True)
-        for i in range(pictures):
-            view, kind = i % 2, i // 2 % 2
-            im = np.full((SIZE, SIZE, 3), 60, np.uint8)
-            if view:
-                im[np.arange(SIZE) // 4 % 2 == 0] = 120
-            x, y, r = (int(v) for v in rng.integers((16, 16, 8), (48, 48, 14)))
-            if kind:
-                cv2.circle(im, (x, y), r, (255, 255, 255), -1)
-            else:
-                cv2.rectangle(im, (x - r, y - r), (x + r, y + r), (255, 255, 255), -1)
-            cv2.imwrite(str(folder / split / "images" / f"{i}.png"), im)
-            row = f"{kind} {x / SIZE} {y / SIZE} {2 * r / SIZE} {2 * r / SIZE}\n"
-            one_hot = f"\n{1 - view} {view}" if joint else ""
-            (folder / split / "labels" / f"{i}.txt").write_text(row + one_hot)
-    content = {
-        "path": str(folder),
-        "train": "train/images",
-        "val": "valid/images",
-        "nc": 2,
-        "names": ["square", "disc"],
-    }
-    if joint:
-        content |= {"cls_nc": 2, "cls_names": ["plain", "striped"]}
-    save_yaml(folder / "data.yaml", content)
-    return folder / "data.yaml"
 
 
 @pytest.fixture(scope="module")
