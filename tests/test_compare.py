@@ -198,6 +198,7 @@ class Page(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_the_report_has_what_was_measured_and_loads_nothing(data, tmp_path):
     runs = fake_runs(data, tmp_path / "out", TABLE)
     write_report(runs, {"uw, seed 0, published": "training failed (why)"}, tmp_path / "out", ["compare", "x y"])

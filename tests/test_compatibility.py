@@ -217,6 +217,7 @@ def test_data_that_are_not_there_are_not_fetched(tmp_path, monkeypatch):
 # Checkpoints and transfer ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_v5_trains_validates_and_detects(tmp_path, monkeypatch, capsys):
     old = tmp_path / "old.pt"
     save_release(old, "v5.0", monkeypatch, stripped=False)
@@ -366,6 +367,7 @@ def test_names_that_are_not_here_are_not_here():
             importlib.import_module(module)
 
 
+@pytest.mark.slow
 def test_loaders_by_yolov5s_names(tmp_path):
     file = save_weights(tmp_path / "w.pt", joint=False)
     image = torch.rand(1, 3, 64, 96)

@@ -159,6 +159,7 @@ def spawning():
     torch.multiprocessing.set_start_method(before, force=True)
 
 
+@pytest.mark.slow
 def test_spawned_workers_read_the_same(index, spawning):
     """As on macOS and Windows: all is pickled, and the memory cache is mapped."""
     options = {"hyp": HYP, "augment": True, "shuffle": True, "cls_nc": 3, "cache": "ram", "weighted": True}

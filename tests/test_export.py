@@ -89,7 +89,11 @@ def test_any_size(weights, name):
 
 @pytest.mark.parametrize(
     ("name", "dynamic", "agnostic"),
-    [("onnx", False, True), ("onnx", True, False), pytest.param("openvino", True, False, marks=need_openvino)],
+    [
+        ("onnx", False, True),
+        ("onnx", True, False),
+        pytest.param("openvino", True, False, marks=[need_openvino, pytest.mark.slow]),
+    ],
 )
 def test_suppression_inside(name, dynamic, agnostic):
     plain = load_model(made(name, dynamic=True) if dynamic else made(name, batch_size=2))
@@ -113,6 +117,7 @@ def test_suppression_inside(name, dynamic, agnostic):
     assert max(counts) > 3
 
 
+@pytest.mark.slow
 def test_simplified_and_oldest_and_newest_opset(weights):
     images, expected = pictures(1, *SIZE), load_model(weights)(pictures(1, *SIZE))
     sizes = {}

@@ -45,6 +45,7 @@ def test_maps_of_every_layer_and_picture(pictures, tmp_path, capsys):
     assert cv2.imread(str(out / "a" / "stage0_Conv_features.png")) is not None
 
 
+@pytest.mark.slow
 def test_frames_and_ensembles_have_folders_of_their_own(pictures, tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (96, 64))
     for k in range(2):

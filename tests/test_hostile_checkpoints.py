@@ -152,6 +152,7 @@ def test_ours_with_tensors_of_more_elements_than_are_stored(tmp_path):
         load_checkpoint(tmp_path / "w.pt")
 
 
+@pytest.mark.slow
 def test_ours_with_values_that_hold_each_other_many_times(tmp_path):
     nested: list = [1]
     for _ in range(12):
@@ -191,6 +192,7 @@ def test_modules_that_hold_each_other_many_times(tmp_path):
         load_checkpoint(file)
 
 
+@pytest.mark.slow
 def test_options_that_hold_each_other_many_times(tmp_path):
     nested: list = [1]
     for _ in range(12):

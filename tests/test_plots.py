@@ -378,7 +378,9 @@ def test_class_curves_without_any_class(tmp_path):
     assert plot_metric_curve(px, none, tmp_path / "F1.png", NAMES).exists()
 
 
-@pytest.mark.parametrize(("n", "background", "normalize"), [(3, 0, True), (4, 1, False), (80, 1, True)])
+@pytest.mark.parametrize(
+    ("n", "background", "normalize"), [(3, 0, True), (4, 1, False), pytest.param(80, 1, True, marks=pytest.mark.slow)]
+)
 def test_plot_confusion_matrix(tmp_path, n, background, normalize):
     matrix = np.random.default_rng(0).integers(0, 9, (n + background, n + background))
     matrix[:, 0] = 0  # a class that never occurs
