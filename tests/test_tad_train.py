@@ -253,7 +253,7 @@ def test_a_command_line_ends_in_one_sentence(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1 and done.stderr.startswith("Error: ") and "Traceback" not in done.stderr
+    assert done.returncode == 1 and done.stderr.startswith("train_tad.py: ") and "Traceback" not in done.stderr
 
 
 def test_a_picture_detector_is_refused(trained, tmp_path):

@@ -428,8 +428,8 @@ def test_torchrun_starts_a_killed_run_again_and_it_goes_on(data, tiny_cfg, tmp_p
     with (tmp_path / "log.txt").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         table, deadline = tmp_path / "exp/results.csv", time.time() + 200
-        while not table.exists() and time.time() < deadline:
-            time.sleep(0.05)
+        while time.time() < deadline and not (table.exists() and table.read_text().count("\n") > 2):
+            time.sleep(0.05)  # until the second epoch is written down: by then the first is saved
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
         assert process.wait(300) == 0, (tmp_path / "log.txt").read_text()[-3000:]

@@ -41,6 +41,7 @@ RANGES: Mapping[str, Range] = {
     "label_smoothing": Range(0, math.nextafter(1, 0)),
     "patience": Range(0, 1e7),
     "save_period": Range(-1, 1e7),
+    "bootstrap": Range(0, 1e7),
     "close_mosaic": Range(0, 1e7),
     "nbs": Range(0, 1e7),
     "seed": Range(0, 2**32 - 1),
