@@ -72,6 +72,12 @@ def test_no_group_is_parted_and_no_part_is_empty(drawn, shares, seed):
     assert (parts == grouped_parts(index, groups, shares, seed)).all()
 
 
+def test_as_many_groups_as_parts_fill_them_whatever_the_shares():
+    groups = np.repeat(["p0", "p1", "p2"], 4)
+    parts = grouped_parts(fake_index([[0]] * 12, [0] * 12), groups, (0.8, 0.1, 0.1))
+    assert sorted(set(parts)) == [0, 1, 2] and all(len(set(parts[groups == g])) == 1 for g in groups)
+
+
 @pytest.mark.slow
 def test_parts_look_like_the_whole():
     """60 groups of one box class and one view each, five pictures a group: every part has its share of all."""

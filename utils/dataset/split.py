@@ -80,6 +80,7 @@ def grouped_parts(index: DatasetIndex, groups: np.ndarray, shares: Sequence[floa
         raise ValueError(f"{count} groups cannot fill {len(shares)} parts")
     # Equal folds, of which part p gets pieces[p]: the fewest that come closest to the shares.
     cuts = [np.maximum(np.round(shares * n), 1).astype(int) for n in range(len(shares), min(count, MOST_PARTS) + 1)]
+    cuts = [c for c in cuts if c.sum() <= count] or [np.ones(len(shares), int)]  # rounding up may ask for more groups
     pieces = min(cuts, key=lambda c: round(float(np.abs(c / c.sum() - shares).max()), 6))
     part_of_fold = np.repeat(np.arange(len(shares)), pieces)
 
