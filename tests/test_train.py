@@ -421,9 +421,9 @@ def test_a_task_of_weight_0_is_not_trained(data, tiny_cfg, tmp_path, weights, of
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes of torchrun in /proc")
 def test_torchrun_starts_a_killed_run_again_and_it_goes_on(data, tiny_cfg, tmp_path):
-    args = arguments(data, tiny_cfg, tmp_path, epochs=4, noplots=True, resume="auto")
+    args = arguments(data, tiny_cfg, tmp_path, epochs=8, noplots=True, resume="auto")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["--max-restarts", "3", str(ROOT / "train_joint.py"), *args]
+    command += ["--max-restarts", "1", str(ROOT / "train_joint.py"), *args]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (tmp_path / "log.txt").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -433,7 +433,7 @@ def test_torchrun_starts_a_killed_run_again_and_it_goes_on(data, tiny_cfg, tmp_p
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
         assert process.wait(300) == 0, (tmp_path / "log.txt").read_text()[-3000:]
-    starts = re.findall(r"Training epochs (\d) to 3", (tmp_path / "log.txt").read_text())
-    assert len(starts) >= 2 and starts[0] == "0" and int(starts[-1]) >= 1  # gloo may need a second try to meet again
-    assert [r["epoch"] for r in history(tmp_path / "exp")] == [0, 1, 2, 3] and not (tmp_path / "exp2").exists()
+    starts = re.findall(r"Training epochs (\d) to 7", (tmp_path / "log.txt").read_text())
+    assert len(starts) == 2 and starts[0] == "0" and int(starts[1]) >= 1
+    assert [r["epoch"] for r in history(tmp_path / "exp")] == list(range(8)) and not (tmp_path / "exp2").exists()
     assert load_checkpoint(tmp_path / "exp/weights/last.pt").train_state is None

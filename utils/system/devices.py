@@ -206,7 +206,12 @@ def init_world(device: torch.device) -> World:
         torch.cuda.set_device(device)
     # the others wait while rank 0 scans the data or draws, which may take longer than the default time-out
     backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(hours=3))
+    timeout = datetime.timedelta(hours=3)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    # torchrun keeps its store over a restart: without a name of their own, the processes would find the addresses of
+    # those that died
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return World(dist.get_rank(), dist.get_world_size())
 
 
