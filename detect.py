@@ -18,6 +18,7 @@ import torch
 from models.export.readers import heed_options, input_size
 from models.load import find_weights, load_model, name_classes
 from models.predictor import Predictor
+from utils.results.clips import ClipSummaries
 from utils.results.detections import ResultWriter, draw, summary
 from utils.results.feature_maps import FeatureMaps
 from utils.results.frames import Frame
@@ -61,6 +62,7 @@ def run(
         if view_img or frames.live:
             view_img = can_show(warn=view_img)
         save_dir = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
+        clips = ClipSummaries(save_dir, names, cls_names, opt.vid_stride, not opt.nosave) if opt.clip_summary else None
         with ResultWriter(save_dir, names, cls_names, save_csv=opt.save_csv) as writer:
             try:
                 for i, frame, detections, probs, ms in _detect_all(predictor, frames, imgsz, features):
@@ -71,6 +73,8 @@ def run(
                         writer.write_label(frame, detections, answer, opt.save_conf, opt.save_format)
                     if opt.save_csv:
                         writer.write_rows(frame, detections, probs)
+                    if clips:
+                        clips.add(frame, detections, probs)
                     if opt.save_crop:
                         writer.write_crops(frame, detections)
                     if features:
@@ -90,6 +94,8 @@ def run(
         say("\n  ".join([f"{len(frames.problems)} not read and left out:", *frames.problems]))
         if not predictor.seen:
             raise ValueError(f"--source {source}: nothing in it could be read")
+    if clips:
+        clips.finish()
     prepare, infer, suppress = predictor.milliseconds()
     shape = (1, *predictor.shape[1:])
     say(f"Speed: {prepare:.1f}ms pre-process, {infer:.1f}ms inference, {suppress:.1f}ms NMS per image at shape {shape}")
@@ -224,6 +230,9 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
         "--objects-only", action="store_true", help="--save-txt without the image row, for other readers"
     )
     parser.add_argument("--save-crop", action="store_true", help="write each box as a picture")
+    parser.add_argument(
+        "--clip-summary", action="store_true", help="write what each video, or folder of frames, says as a whole"
+    )
     parser.add_argument("--nosave", action="store_true", help="write no pictures and videos")
     parser.add_argument("--classes", nargs="+", type=int, help="keep these classes only: --classes 0 2 3")
     parser.add_argument(

@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tad.annotations import Event, results_json
+from tad.annotations import results_json
 from tad.burn import burn
 from tad.config import load_config
 from tad.data import load_data
 from tad.load import load_model
-from tad.plots import plot_timelines
 from tad.predict import predict_video
 from tad.video import SUFFIXES, VideoFile
+from utils.results.timelines import Event, plot_timelines
 from utils.system.arguments import check_ranges, parse_words
 from utils.system.command_line import one_sentence
 from utils.system.devices import AMP_CHOICES, amp_dtype, describe_device, select_device, use_all_cores
@@ -118,7 +118,8 @@ def detect(opt: argparse.Namespace, model: torch.nn.Module, device: torch.device
     events = [e for e in events if e.score >= opt.conf_thres][: opt.max_det]
     say(describe(file, events, video))
     if not opt.nosave:
-        plot_timelines({file.name: None}, {file.name: events}, labels, folder / f"{stem}_timeline.png", opt.conf_thres)
+        drawn = folder / f"{stem}_timeline.png"
+        plot_timelines({file.name: None}, {file.name: events}, labels, drawn, opt.conf_thres, duration=video.duration)
     if opt.save_vid:
         with tqdm(desc=f"Writing {stem}.mp4", total=video.frames, unit="frame", mininterval=1, leave=False) as bar:
             burn(video, events, labels, folder / f"{stem}.mp4", lambda: bar.update())

@@ -14,22 +14,13 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from utils.results.timelines import Event
 from utils.system.files import read_text
 
 AMBIGUOUS = "Ambiguous"  # THUMOS marks events so that nobody could name; they are no class
-
-
-class Event(NamedTuple):
-    """An event in seconds; predictions have a score."""
-
-    start: float
-    end: float
-    label: str
-    score: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tad.annotations import Event
 from tad.video import VideoFile
 from utils.plots import colors
+from utils.results.timelines import Event
 from utils.system.files import whole_file
 from utils.system.packages import need
 

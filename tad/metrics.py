@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tad.annotations import Event
 from tad.segments import iou
+from utils.results.timelines import Event
 
 THRESHOLDS = {
     "thumos": (0.3, 0.4, 0.5, 0.6, 0.7),

@@ -1,4 +1,4 @@
-"""Pictures of events: timelines, curves of a training, mAP over tIoU, kinds of errors."""
+"""Pictures of a training and a validation: curves, mAP over tIoU, kinds of errors."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tad.annotations import Event
 from tad.metrics import ERRORS, Scores, error_kinds
 from utils.results.figures import (
     BLUE,
     GREEN,
-    GREY,
     ORANGE,
     RED,
     class_color,
@@ -24,45 +22,7 @@ from utils.results.figures import (
     subplots,
 )
 
-LEAST_SCORE = 0.2  # predictions below are not drawn
 ERROR_COLORS = dict(zip(ERRORS, (GREEN, "#f0c040", "#8050a0", ORANGE, "#a05030", RED), strict=True))
-
-
-def plot_timelines(
-    truth: Mapping[str, Sequence[Event]],
-    predictions: Mapping[str, Sequence[Event]],
-    labels: Sequence[str],
-    file: str | Path,
-    least: float = LEAST_SCORE,
-) -> Path:
-    """A strip per video: above its line the true events, below the predicted ones, the stronger the surer.
-
-    A video without truth in `truth` (None) has predictions alone.
-    """
-    videos = list(truth)
-    fig = new_figure(11, 1.2 + 0.42 * max(len(videos), 1))
-    ax = fig.subplots()
-    colors = {label: class_color(i) for i, label in enumerate(labels)}
-    end = 0.0
-    for row, video in enumerate(videos):
-        known = truth[video] or ()
-        found = [e for e in predictions.get(video, ()) if e.score >= least]
-        for events, y, strength in ((known, row - 0.38, lambda e: 1.0), (found, row + 0.02, lambda e: e.score)):
-            for e in events:
-                color, alpha = colors.get(e.label, (0.4, 0.4, 0.4)), float(np.clip(strength(e), 0.15, 1))
-                ax.barh(y, e.end - e.start, 0.34, e.start, align="edge", color=color, alpha=alpha, lw=0)
-        ax.axhline(row, color=GREY, lw=0.5)
-        end = max([end, *(e.end for e in (*known, *found))])
-    ax.set_xlim(0, max(end * 1.01, 0.1))
-    ax.set_ylim(len(videos) - 0.5, -0.6)
-    ax.set_yticks(range(len(videos)), [safe_text(v) for v in videos], fontsize=8)
-    ax.set_xlabel("seconds", fontsize=10)
-    told = "events above, predictions below" if any(truth.values()) else "predictions"
-    ax.set_title(f"Timelines: {told} (score from {least:g})", fontsize=12)
-    handles = [ax.barh(0, 0, color=colors[label], label=safe_text(label)) for label in labels]
-    if handles:
-        ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), framealpha=0.8)
-    return save(fig, file)
 
 
 def plot_map(scores: Scores, file: str | Path) -> Path:

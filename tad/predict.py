@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tad.annotations import Event
 from tad.config import TadConfig
 from tad.data import WindowSet
 from tad.segments import best_candidates, gaussian, points, round_events, suppress_video, to_seconds
 from tad.transforms import ClipTransform
 from tad.video import VideoFile
 from tad.windows import Window, frame_numbers, sampled, sliding_windows
+from utils.results.timelines import Event
 from utils.system.devices import World, autocast
 
 

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from tad.annotations import Event, results_json
+from tad.annotations import results_json
 from tad.config import TadConfig
 from tad.data import TadData, WindowSet, create_loader
 from tad.memory import Loading
 from tad.metrics import Scores, clean_truth, error_kinds, evaluate, recall
-from tad.plots import plot_errors, plot_map, plot_timelines
+from tad.plots import plot_errors, plot_map
 from tad.predict import predict_set
+from utils.results.timelines import Event, plot_timelines
 from utils.system.devices import World
 from utils.system.files import whole_file
 from utils.system.voice import say

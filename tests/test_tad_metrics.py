@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tad_golden import figures
 
-from tad.annotations import Event
 from tad.metrics import ERRORS, area, clean_truth, error_kinds, evaluate, recall
+from utils.results.timelines import Event
 
 CASES = figures("eval")["cases"]
 BY_NAME = {c["name"]: c for c in CASES}

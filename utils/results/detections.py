@@ -113,7 +113,8 @@ class ResultWriter:
     def __init__(self, save_dir: Path, names: dict[int, str], cls_names: dict[int, str], save_csv: bool = False):
         self.save_dir, self.names, self.cls_names = save_dir, names, cls_names
         self.written: Counter[str] = Counter()  # files by their kind
-        self._stems, self._folders, self._crops = UniqueStems(("labels", "crops")), UniqueStems(), UniqueStems()
+        self._stems = UniqueStems(("labels", "crops", "clips"))
+        self._folders, self._crops = UniqueStems(), UniqueStems()
         self._videos: dict[str, tuple[cv2.VideoWriter, tuple[int, int]]] = {}
         self._video_frames: Counter[str] = Counter()
         self._table = self._open_table() if save_csv else None
