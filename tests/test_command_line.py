@@ -188,3 +188,29 @@ def test_results_that_cannot_be_written_are_said(project, tmp_path):
     opt.project = place
     with pytest.raises(SystemExit, match=str(place)):
         detect.main(opt)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="asks the list of users")
+@pytest.mark.parametrize("home", ["", "/nonexistent"])
+def test_a_user_without_a_home_folder_trains_and_detects(home, tmp_path, monkeypatch):
+    import pwd
+
+    from tiny_data import make_data
+
+    def unknown(number: int):
+        raise KeyError(number)  # `docker --user`: a number that is not in the list
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    if home:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.chdir(tmp_path)
+    data = make_data(tmp_path / "set")
+    words = {"data": data, "cfg": "yolov5n_cls.yaml", "imgsz": 64, "epochs": 1, "batch_size": 4, "workers": 0}
+    train_joint.run(**words, cache="disk", noplots=True, project=tmp_path / "runs", device="cpu")
+    weights = tmp_path / "runs/exp/weights/best.pt"
+    detect.run(weights=weights, source=data.parent / "valid/images", imgsz=64, project=tmp_path / "runs", name="det")
+    assert weights.is_file() and any((tmp_path / "runs/det").iterdir())
+    assert not (tmp_path / "~").exists()
