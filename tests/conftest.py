@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,27 @@ sys.path.insert(0, str(ROOT))
 # Small networks gain nothing from threads, and lose much where tests run beside one another. PyTorch reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(os.environ.get("YOLOV5_JOINT_SHARED", ROOT.parent / "shared"))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes that share the tests; 0, which is this one, where test files are named: a start takes seconds."""
+    named = {Path(arg.partition("::")[0]).suffix for arg in config.args}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if ".py" in named or cores == 1 else min(cores, 4)  # a process takes up to 3 GB
+
+
+def as_text(value: Any) -> Any:
+    """The same report with names of files that are no text escaped: pytest-xdist sends UTF-8 alone."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {key: as_text(part) for key, part in value.items()}
+    return type(value)(map(as_text, value)) if isinstance(value, list | tuple) else value
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    return as_text((yield))
 
 
 @pytest.fixture(scope="session")
