@@ -28,7 +28,8 @@ from utils.dataset.samplers import image_weights
 from utils.dataset.scan import DatasetIndex
 from utils.loss import ComputeJointLoss, scale_gains
 from utils.results.balance import plot_task_weights
-from utils.results.curves import plot_labels, plot_results
+from utils.results.curves import plot_results
+from utils.results.label_figures import plot_labels
 from utils.system.arguments import MEASURED, check_ranges, filled_in, parse_words
 from utils.system.command_line import one_sentence
 from utils.system.devices import broadcast_object, device_ids, init_world, leave_world, select_device

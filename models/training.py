@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from models.run import Run
 from utils.loss import ComputeJointLoss
-from utils.results.drawing import plot_images
+from utils.results.batches import plot_images
 from utils.system.devices import all_reduce_mean, peak_memory_gb, to_input
 from utils.system.process import SafeStop
 from utils.system.voice import say

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from utils import augmentations as aug
 from utils.boxes import xywhn2xyxy
+from utils.polygons import warped_polygon_boxes
 
 PERSPECTIVES = [
     "identity",
@@ -225,7 +226,7 @@ def test_polygon_boxes_bound_the_visible_part(seed, corners, affine):
     radius = rng.uniform(15, 180, corners)
     polygon = rng.uniform(0, 300, 2) + radius[:, None] * np.stack((np.cos(angles), np.sin(angles)), axis=1)
     matrix = random_matrix(seed, (300, 300), (160, 120), affine)
-    box = aug.warped_polygon_boxes([polygon], matrix, 160, 120)[0]
+    box = warped_polygon_boxes([polygon], matrix, 160, 120)[0]
     along = np.linspace(0, 1, 3000)[:, None]
     border = np.concatenate([a + along * (b - a) for a, b in zip(polygon, np.roll(polygon, -1, 0), strict=True)])
     points = np.concatenate((border, np.ones((len(border), 1))), axis=1) @ matrix.T

@@ -15,6 +15,7 @@ LAYERS = {
     "utils.system": 0,
     "utils.weights": 1,
     "utils.boxes": 2,
+    "utils.polygons": 2,
     "utils.augmentations": 3,
     "utils.loss": 3,
     "utils.metrics": 3,

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.results.balance import plot_task_weights
+from utils.results.batches import plot_images
 from utils.results.curves import (
     plot_confusion_matrix,
-    plot_labels,
     plot_metric_curve,
     plot_pr_curve,
     plot_results,
@@ -27,17 +27,17 @@ from utils.results.curves import (
 )
 from utils.results.drawing import (
     Annotator,
-    _font,
     class_name,
     colors,
+    font,
     image_label_text,
-    plot_images,
     save_one_box,
     shorten,
     text_color_on,
     write_image,
 )
 from utils.results.figures import safe_text, smooth
+from utils.results.label_figures import plot_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {0: "AR", 1: "MR", 2: "PR", 3: "TR"}
@@ -103,7 +103,7 @@ def test_class_name_of_an_unknown_class_is_its_number():
 @settings(max_examples=50, deadline=None)
 def test_shortened_text_fits(text, size, width):
     short = shorten(text, size, width)
-    assert _font(size).getlength(short) <= width or len(short) <= 1
+    assert font(size).getlength(short) <= width or len(short) <= 1
     assert "\n" not in short
 
 

@@ -296,25 +296,7 @@ def non_max_suppression(
                 boxes = torch.cat((boxes, xywh2xyxy(known[:, 1:5])))
                 scores = torch.cat((scores, nn.functional.one_hot(known[:, 0].long(), nc).to(scores)))
                 extra = torch.cat((extra, extra.new_zeros(len(known), nm)))
-
-            if multi_label and nc > 1:
-                row, cls = (scores > conf_thres).nonzero(as_tuple=True)
-                score = scores[row, cls]
-            else:
-                score, cls = scores.max(1)
-                row = (score > conf_thres).nonzero(as_tuple=True)[0]
-                score, cls = score[row], cls[row]
-            if wanted is not None:
-                keep = torch.isin(cls.to(wanted.dtype), wanted)
-                row, cls, score = row[keep], cls[keep], score[keep]
-
-            if len(score) > MAX_NMS_BOXES:  # finding the last that may enter is faster than sorting all
-                keep = score >= score.kthvalue(len(score) - MAX_NMS_BOXES + 1).values
-                row, cls, score = row[keep], cls[keep], score[keep]
-            # A stable order, so that equal scores give equal answers everywhere.
-            score, order = score.sort(descending=True, stable=True)
-            score, order = score[:MAX_NMS_BOXES], order[:MAX_NMS_BOXES]
-            row, cls = row[order], cls[order]
+            row, cls, score = _answers(scores, conf_thres, wanted, multi_label and nc > 1)
             boxes, cls = boxes[row], cls.to(boxes.dtype)
             # Classes do not meet when each is moved to a place of its own; float64 keeps the fractions of a pixel.
             apart = boxes.double()
@@ -323,3 +305,28 @@ def non_max_suppression(
             keep = _greedy_nms(apart, score.double(), iou_thres, max_det)
             output.append(torch.cat((boxes[keep], score[keep, None], cls[keep, None], extra[row[keep]]), 1))
     return [found.to(device) for found in output]
+
+
+def _answers(
+    scores: Tensor, conf_thres: float, wanted: Tensor | None, multi_label: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, class and score, each ``[k]``, of the scores ``[n,nc]`` that may enter suppression, best first.
+
+    The order is stable, so that equal scores give equal answers everywhere.
+    """
+    if multi_label:
+        row, cls = (scores > conf_thres).nonzero(as_tuple=True)
+        score = scores[row, cls]
+    else:
+        score, cls = scores.max(1)
+        row = (score > conf_thres).nonzero(as_tuple=True)[0]
+        score, cls = score[row], cls[row]
+    if wanted is not None:
+        keep = torch.isin(cls.to(wanted.dtype), wanted)
+        row, cls, score = row[keep], cls[keep], score[keep]
+    if len(score) > MAX_NMS_BOXES:  # finding the last that may enter is faster than sorting all
+        keep = score >= score.kthvalue(len(score) - MAX_NMS_BOXES + 1).values
+        row, cls, score = row[keep], cls[keep], score[keep]
+    score, order = score.sort(descending=True, stable=True)
+    order = order[:MAX_NMS_BOXES]
+    return row[order], cls[order], score[:MAX_NMS_BOXES]

@@ -369,41 +369,17 @@ def create_dataloader(
     workers = fitting_workers(workers, batch_size * 3 * imgsz**2, sharing, prefix)
     method = torch.multiprocessing.get_start_method(allow_none=True) or _default_start_method()
     dataset = JointDataset(
-        index,
-        imgsz,
-        hyp,
-        augment=augment,
-        rect=rect,
-        batch_size=batch_size,
-        stride=stride,
-        pad=pad,
-        cls_nc=cls_nc,
-        cache=cache,
-        seed=seed,
-        weighted=weighted,
-        quad=quad,
-        prefix=prefix,
-        share=workers > 0 and method != "fork",
-    )
+        index, imgsz, hyp, augment=augment, rect=rect, batch_size=batch_size, stride=stride, pad=pad, cls_nc=cls_nc,
+        cache=cache, seed=seed, weighted=weighted, quad=quad, prefix=prefix, share=workers > 0 and method != "fork",
+    )  # fmt: skip
     sampler = EpochBatchSampler(
-        len(dataset),
-        batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        whole_batches=rect or once,
-        once=once,
-    )
+        len(dataset), batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size,
+        whole_batches=rect or once, once=once,
+    )  # fmt: skip
     loader = JointLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-        worker_init_fn=_start_worker,
-        persistent_workers=workers > 0,
-    )
+        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory, persistent_workers=workers > 0,
+    )  # fmt: skip
     if weighted:
         loader.set_weights(image_weights(index, nc or int(index.objects[:, 0].max(initial=0)) + 1))
     return loader, dataset

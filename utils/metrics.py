@@ -281,10 +281,8 @@ class DetectionMetrics:
         for c, key in unique_keys(self.names).items():
             counts = {"images": int(self._images_with[c]), "objects": int(objects[c])}
             per_class[key] = counts | (values(rows[c]) if c in rows else unknown)
-        return values(slice(None)) | {
-            "per_class": per_class,
-            "confusion_matrix": self.confusion.matrix.astype(int).tolist(),
-        }
+        confusion = self.confusion.matrix.astype(int).tolist()
+        return values(slice(None)) | {"per_class": per_class, "confusion_matrix": confusion}
 
     @property
     def maps(self) -> np.ndarray:
@@ -376,11 +374,8 @@ class ImageMetrics:
         if not self.known:
             overall = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece"))
             empty = dict.fromkeys(("precision", "recall", "f1", "auroc")) | {"support": 0}
-            return (
-                overall
-                | counts
-                | {"per_class": {k: dict(empty) for k in keys.values()}, "confusion_matrix": counts_table}
-            )
+            per_class = {key: dict(empty) for key in keys.values()}
+            return overall | counts | {"per_class": per_class, "confusion_matrix": counts_table}
 
         probs, true = map(np.concatenate, in_order(self._numbers, self._probs, self._true))
         precision = hits / np.maximum(predicted, 1)
@@ -395,14 +390,10 @@ class ImageMetrics:
             "auroc": float(np.mean(defined)) if defined else None,
             "ece": expected_calibration_error(probs.max(1), probs.argmax(1) == true),
         }
+        columns = {"precision": precision, "recall": recall, "f1": f1}
         per_class = {
-            key: {
-                "precision": float(precision[c]),
-                "recall": float(recall[c]),
-                "f1": float(f1[c]),
-                "auroc": areas[c],
-                "support": int(support[c]),
-            }
+            key: {name: float(values[c]) for name, values in columns.items()}
+            | {"auroc": areas[c], "support": int(support[c])}
             for c, key in keys.items()
         }
         return overall | counts | {"per_class": per_class, "confusion_matrix": counts_table}

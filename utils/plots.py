@@ -1,4 +1,4 @@
-"""YOLOv5's names for drawing, with its signatures; `utils.results.drawing` and `utils.results.curves` do the work."""
+"""YOLOv5's names for drawing, with its signatures; the modules of `utils.results` do the work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.results import curves, drawing
+from utils.results import batches, curves, drawing
 from utils.results.drawing import save_one_box
 
 __all__ = ["Annotator", "colors", "plot_images", "plot_one_box", "plot_results", "save_one_box"]
@@ -104,13 +104,13 @@ def plot_images(
     Returns:
         The mosaic, uint8 [h, w, 3], BGR.
     """
-    images, targets = (drawing.to_numpy(v) for v in (images, targets))
+    images, targets = (batches.to_numpy(v) for v in (images, targets))
     if images.dtype != np.uint8:
         images = images / (255 if images.max(initial=0) > 1 else 1)
     if targets.size and targets[:, 2:6].max() > 1.01:
         height, width = images.shape[2:]
         targets = np.concatenate((targets[:, :2], targets[:, 2:6] / (width, height, width, height), targets[:, 6:]), 1)
-    return drawing.plot_images(images, targets, None, paths, fname, names or ())
+    return batches.plot_images(images, targets, None, paths, fname, names or ())
 
 
 def plot_results(file: str | Path = "path/to/results.csv", dir: str | Path = "") -> None:  # noqa: A002 - its name

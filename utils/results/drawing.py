@@ -1,4 +1,4 @@
-"""Pictures: boxes and the image-level answer drawn on photographs, and mosaics of training and validation batches.
+"""Pictures: boxes and the image-level answer drawn on photographs, and what it takes to write on them.
 
 Everything here works on copies unless it is told otherwise, holds no global state besides small caches and may run in a
 worker thread. Nothing is downloaded for the texts, see `utils.results.fonts`.
@@ -72,22 +72,23 @@ def image_label_text(row, cls_names: Mapping[int, str] | Sequence[str], max_clas
 
 
 @lru_cache(maxsize=64)
-def _font(size: int, file: Path = FONT) -> ImageFont.FreeTypeFont:
+def font(size: int, file: Path = FONT) -> ImageFont.FreeTypeFont:
+    """The font at a size in pixels."""
     return ImageFont.truetype(str(file), size)
 
 
 def _length(text: str, size: int) -> float:
     """Width of a line of text in px at a font size."""
-    return _font(size, font_for(text) or FONT).getlength(text)
+    return font(size, font_for(text) or FONT).getlength(text)
 
 
 @lru_cache(maxsize=2048)
-def _text_mask(text: str, size: int) -> np.ndarray:
+def text_mask(text: str, size: int) -> np.ndarray:
     """Coverage 0..255 of one line of text, uint8 [ascent + descent, width]; all lines of a size are equally high."""
-    ascent, descent = _font(size).getmetrics()
+    ascent, descent = font(size).getmetrics()
     mask = Image.new("L", (max(1, math.ceil(_length(text, size))), ascent + descent))
-    font = _font(size, font_for(text) or FONT)
-    ImageDraw.Draw(mask).text((0, ascent), text, fill=255, font=font, anchor="ls")
+    face = font(size, font_for(text) or FONT)
+    ImageDraw.Draw(mask).text((0, ascent), text, fill=255, font=face, anchor="ls")
     array = np.asarray(mask)
     array.setflags(write=False)
     return array
@@ -112,7 +113,7 @@ def shorten(text: str, size: int, max_width: float) -> str:
     return text[:1]
 
 
-def _draw_text(im: np.ndarray, x: int, y: int, mask: np.ndarray, color: Sequence[int]) -> None:
+def draw_text(im: np.ndarray, x: int, y: int, mask: np.ndarray, color: Sequence[int]) -> None:
     """Blend a text mask into `im` with its upper left corner at (x, y); what lies outside is cut."""
     height, width = im.shape[:2]
     x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + mask.shape[1], width), min(y + mask.shape[0], height)
@@ -123,7 +124,7 @@ def _draw_text(im: np.ndarray, x: int, y: int, mask: np.ndarray, color: Sequence
     region[:] = np.rint(region + (np.asarray(color, np.float32) - region) * alpha).astype(np.uint8)
 
 
-def _fill(im: np.ndarray, x1: int, y1: int, x2: int, y2: int, color: Sequence[int], opacity: float = 1.0) -> None:
+def fill(im: np.ndarray, x1: int, y1: int, x2: int, y2: int, color: Sequence[int], opacity: float = 1.0) -> None:
     region = im[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
     region[:] = np.rint(region * (1.0 - opacity) + np.asarray(color, np.float32) * opacity).astype(np.uint8)
 
@@ -192,7 +193,7 @@ class Annotator:
     ) -> None:
         """Draw one line of text with its upper left corner at `xy` px, on a plate of `background` (None: no plate)."""
         size = font_size or self.font_size
-        mask = _text_mask(_one_line(text), size)
+        mask = text_mask(_one_line(text), size)
         self._texts.append((int(xy[0]), int(xy[1]), mask, size, color, background, opacity))
 
     def image_label(self, text: str, corner: str = "top-left") -> None:
@@ -212,7 +213,7 @@ class Annotator:
         size, text = round(self.font_size * 1.15), _one_line(text)
         while size > MIN_FONT_SIZE and _length(text, size) + size > width:
             size -= 1
-        mask = _text_mask(shorten(text, size, width - size), size)
+        mask = text_mask(shorten(text, size, width - size), size)
         plate_h, plate_w = self._plate_size(mask, size)
         x = 0 if horizontal == "left" else width - plate_w
         y = 0 if vertical == "top" else height - plate_h
@@ -223,7 +224,7 @@ class Annotator:
         for text in self._texts:
             self._plate(*text)
         for box, label, color, text_color in self._labels:
-            mask = _text_mask(shorten(label, self.font_size, self._im.shape[1] - self.font_size), self.font_size)
+            mask = text_mask(shorten(label, self.font_size, self._im.shape[1] - self.font_size), self.font_size)
             x, y = self._place(box, *self._plate_size(mask, self.font_size))
             self._plate(x, y, mask, self.font_size, text_color, color, 1.0)
         self._texts.clear()
@@ -237,8 +238,8 @@ class Annotator:
     def _plate(self, x, y, mask, size, color, background, opacity) -> None:
         height, width = self._plate_size(mask, size)
         if background is not None:
-            _fill(self._im, x, y, x + width, y + height, background, opacity)
-        _draw_text(self._im, x + max(2, size // 4), y, mask, color)
+            fill(self._im, x, y, x + width, y + height, background, opacity)
+        draw_text(self._im, x + max(2, size // 4), y, mask, color)
         self._plates.append((x, y, x + width, y + height))
 
     def _place(self, box: tuple[int, int, int, int], height: int, width: int) -> tuple[int, int]:
@@ -316,94 +317,3 @@ def save_one_box(
     if save and crop.size:
         write_image(increment_path(Path(file).with_suffix(".jpg")), crop)
     return crop if BGR else crop[..., ::-1]
-
-
-def to_numpy(x) -> np.ndarray:
-    return x.detach().float().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
-
-
-def _to_bgr(images) -> np.ndarray:
-    """[B, 3, H, W] RGB, uint8 or float 0..1, tensor or array -> uint8 [B, H, W, 3] BGR."""
-    if hasattr(images, "detach"):
-        images = images.detach().cpu()
-        images = images.numpy() if not images.is_floating_point() else images.float().numpy()
-    if images.dtype != np.uint8:
-        images = np.rint(images.clip(0, 1) * 255).astype(np.uint8)
-    return np.ascontiguousarray(images[:, ::-1].transpose(0, 2, 3, 1))
-
-
-def plot_images(
-    images,
-    targets,
-    image_targets,
-    paths: Sequence[str] | None,
-    fname: str | Path | None,
-    names: Mapping[int, str] | Sequence[str],
-    cls_names: Mapping[int, str] | Sequence[str] = (),
-    max_subplots: int = 16,
-    conf_thres: float = 0.25,
-    max_size: int = 1920,
-) -> np.ndarray:
-    """Draw a batch as a mosaic with boxes, class names, file names and image-level labels, and write it as JPEG.
-
-    Args:
-        images: [B, 3, H, W], RGB, uint8 (or float 0..1), tensor or array, any device.
-        targets: [N, 6] image index, class, x, y, w, h (normalised centre and size), or [N, 7], the confidence last.
-        image_targets: [B, cls_nc] one-hot, mixed, probabilities or zero rows (unknown); None or [B, 0]: no such task.
-        paths: B file names for the captions, or None.
-        fname: where to write (.jpg), or None to only return the mosaic.
-        names: names of the object classes.
-        cls_names: names of the image-level classes.
-        max_subplots: at most so many pictures are shown.
-        conf_thres: boxes with a confidence up to this are left out ([N, 7] targets only).
-        max_size: longest side of the mosaic in px; tiles are 320 to 640 px, small pictures are enlarged.
-
-    Returns:
-        The mosaic, uint8 [h, w, 3], BGR.
-    """
-    images = _to_bgr(images[:max_subplots])
-    targets = to_numpy(targets).reshape(len(targets), -1) if len(targets) else np.zeros((0, 6), np.float32)
-    if image_targets is not None:
-        image_targets = to_numpy(image_targets[:max_subplots])
-        image_targets = image_targets if image_targets.ndim == 2 and image_targets.shape[1] else None
-    count, height, width = images.shape[:3]
-    columns = max(1, math.ceil(math.sqrt(count)))
-    rows = max(1, math.ceil(count / columns))
-    scale = min(max(max_size // columns, 320), 640) / max(height, width, 1)
-    tile_h, tile_w = max(1, round(height * scale)), max(1, round(width * scale))
-
-    font_size = max(12, round(max(tile_h, tile_w) / 30))
-    line_h = sum(_font(font_size).getmetrics()) + 2
-    caption_h = line_h * ((paths is not None) + (image_targets is not None))
-    gap = 6
-    cell_h, cell_w = tile_h + caption_h + gap, tile_w + gap
-    mosaic = np.full((rows * cell_h + gap, columns * cell_w + gap, 3), 255, np.uint8)
-
-    for i, im in enumerate(images):
-        x, y = gap + i % columns * cell_w, gap + i // columns * cell_h
-        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        tile = Annotator(cv2.resize(im, (tile_w, tile_h), interpolation=interpolation), font_size=font_size)
-        for row in _rows_of_image(targets, i, conf_thres):
-            center, half = row[2:4] * (tile_w, tile_h), row[4:6] * (tile_w, tile_h) / 2
-            label = class_name(names, int(row[1])) + (f" {row[6]:.2f}" if len(row) > 6 else "")
-            tile.box((*(center - half), *(center + half)), label, colors(int(row[1])))
-        _fill(mosaic, x, y, x + tile_w, y + caption_h, DARK)
-        lines = [] if paths is None else [(Path(paths[i]).name, WHITE)]
-        if image_targets is not None:
-            lines.append((image_label_text(image_targets[i], cls_names), (120, 230, 255)))
-        for k, (text, color) in enumerate(lines):
-            mask = _text_mask(shorten(text, font_size, tile_w - 12), font_size)
-            _draw_text(mosaic, x + 6, y + 1 + k * line_h, mask, color)
-        mosaic[y + caption_h : y + caption_h + tile_h, x : x + tile_w] = tile.result()
-    if fname is not None:
-        write_image(fname, mosaic)
-    return mosaic
-
-
-def _rows_of_image(targets: np.ndarray, i: int, conf_thres: float) -> np.ndarray:
-    """Boxes of picture `i`; those with a confidence best first, the weak ones left out."""
-    rows = targets[targets[:, 0] == i]
-    if targets.shape[1] > 6:
-        rows = rows[rows[:, 6] > conf_thres]
-        rows = rows[np.argsort(-rows[:, 6], kind="stable")]
-    return rows

@@ -14,9 +14,9 @@ from utils.dataset.config import DataConfig
 from utils.dataset.scan import DatasetIndex
 from utils.metrics import CURVE_POINTS, DetectionMetrics, ImageMetrics
 from utils.results import coco
+from utils.results.batches import plot_images
 from utils.results.curves import plot_confusion_matrix, plot_metric_curve, plot_pr_curve
 from utils.results.detections import label_text
-from utils.results.drawing import plot_images
 from utils.system.paths import UniqueStems
 from utils.system.plain import plain
 from utils.system.voice import say, warn
