@@ -17,37 +17,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from utils.dataset.check_page import report_page
-from utils.dataset.checks import Report, check, report_lines, write_report
-from utils.dataset.config import SPLITS, DataConfig, ensure_data, load_data_config, load_hyp, pattern
-from utils.dataset.scan import scan_dataset
-from utils.dataset.split import divide
 from utils.system.arguments import check_ranges, parse_words
-from utils.system.command_line import one_sentence
 from utils.system.paths import ROOT, find_file, increment_path
-from utils.system.voice import say
-from utils.system.yamls import load_yaml
-
-
-def inspect(data: DataConfig, opt: argparse.Namespace, folder: Path) -> Report:
-    """Check every split that the data yaml names, print what was found and write it to `folder`."""
-    indexes = {
-        split: scan_dataset(getattr(data, split), data.nc, data.cls_nc, prefix=split)
-        for split in SPLITS
-        if getattr(data, split)
-    }
-    anchors = load_yaml(find_file(opt.cfg)).get("anchors")
-    fixed = isinstance(anchors, list)  # else a number of them, which are fitted to the labels
-    anchors = np.array(anchors, np.float64).reshape(-1, 2) if fixed else None
-    anchor_t = float(load_hyp(find_file(opt.hyp, (ROOT / "data/hyps",)))["anchor_t"])
-    report = check(indexes, data, pattern(opt.clip_regex, "--clip-regex"), anchors, opt.imgsz, anchor_t)
-    boxes = {str(f): index.labels(i) for index in indexes.values() for i, f in enumerate(index.im_files)}
-    say(*report_lines(report))
-    write_report(report, folder, lambda r: report_page(r, f"Data check: {Path(opt.data).name}", boxes))
-    say(f"Written: {folder / 'report.html'}, findings.csv, report.json")
-    return report
 
 
 def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
@@ -69,6 +40,41 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="another division")
     add("--out", help="folder of what is written; runs/check/exp where left out")
     return parse_words(parser, args)
+
+
+if __name__ == "__main__":
+    parse_opt()  # --help and mistyped words are answered before the imports below, which take seconds
+
+
+import numpy as np
+
+from utils.dataset.check_page import report_page
+from utils.dataset.checks import Report, check, report_lines, write_report
+from utils.dataset.config import SPLITS, DataConfig, ensure_data, load_data_config, load_hyp, pattern
+from utils.dataset.scan import scan_dataset
+from utils.dataset.split import divide
+from utils.system.command_line import one_sentence
+from utils.system.voice import say
+from utils.system.yamls import load_yaml
+
+
+def inspect(data: DataConfig, opt: argparse.Namespace, folder: Path) -> Report:
+    """Check every split that the data yaml names, print what was found and write it to `folder`."""
+    indexes = {
+        split: scan_dataset(getattr(data, split), data.nc, data.cls_nc, prefix=split)
+        for split in SPLITS
+        if getattr(data, split)
+    }
+    anchors = load_yaml(find_file(opt.cfg)).get("anchors")
+    fixed = isinstance(anchors, list)  # else a number of them, which are fitted to the labels
+    anchors = np.array(anchors, np.float64).reshape(-1, 2) if fixed else None
+    anchor_t = float(load_hyp(find_file(opt.hyp, (ROOT / "data/hyps",)))["anchor_t"])
+    report = check(indexes, data, pattern(opt.clip_regex, "--clip-regex"), anchors, opt.imgsz, anchor_t)
+    boxes = {str(f): index.labels(i) for index in indexes.values() for i, f in enumerate(index.im_files)}
+    say(*report_lines(report))
+    write_report(report, folder, lambda r: report_page(r, f"Data check: {Path(opt.data).name}", boxes))
+    say(f"Written: {folder / 'report.html'}, findings.csv, report.json")
+    return report
 
 
 def shares_of(opt: argparse.Namespace) -> tuple[list[float], list[str]]:

@@ -18,17 +18,8 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
-from compare.report import write_report
-from compare.results import read_run
-from compare.runs import Job, parse_strategy, plan, run_all, run_on_ray
-from utils.dataset.config import DataConfig, ensure_data, load_data_config, pattern
-from utils.dataset.split import divide
 from utils.system.arguments import check_ranges
-from utils.system.command_line import one_sentence
 from utils.system.paths import ROOT
-from utils.system.voice import say, warn
 
 STRATEGIES = ("joint", "fixed:1,1", "fixed:1,0.1", "fixed:1,0.01", "uw", "detach", "dual", "det-only", "cls-only")
 
@@ -50,6 +41,21 @@ def parse_opt(args: list[str] | None = None) -> tuple[argparse.Namespace, list[s
     add("--device", default="", help="cpu, or GPUs such as 0,1: one run each; empty: the best one")
     add("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on a Ray cluster (pip install ray)")
     return parser.parse_known_args(args)
+
+
+if __name__ == "__main__":
+    parse_opt()  # --help and mistyped words are answered before the imports below, which take seconds
+
+
+import torch
+
+from compare.report import write_report
+from compare.results import read_run
+from compare.runs import Job, parse_strategy, plan, run_all, run_on_ray
+from utils.dataset.config import DataConfig, ensure_data, load_data_config, pattern
+from utils.dataset.split import divide
+from utils.system.command_line import one_sentence
+from utils.system.voice import say, warn
 
 
 def data_yamls(data: DataConfig, opt: argparse.Namespace, out: Path) -> dict[str, Path]:

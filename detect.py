@@ -11,6 +11,75 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from utils.system.arguments import filled_in, parse_words
+from utils.system.paths import ROOT, increment_path
+
+
+def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
+    """The command line; see `parse_words` for the arguments."""
+    parser = argparse.ArgumentParser(description="Detect objects and answer the image-level question on any source.")
+    parser.add_argument(
+        "--weights", nargs="+", type=str, default=ROOT / "yolov5s.pt", help="weight file; several: ensemble"
+    )
+    parser.add_argument(
+        "--source",
+        type=str,
+        default=ROOT / "data/images",
+        help="picture, folder, glob, .txt list, video, URL, .streams list, webcam id or screen",
+    )
+    parser.add_argument("--data", type=str, default=ROOT / "data/coco128.yaml", help="names for weights without names")
+    parser.add_argument(
+        "--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640], help="size, or height width"
+    )
+    parser.add_argument("--conf-thres", type=float, default=0.25, help="confidence threshold")
+    parser.add_argument("--iou-thres", type=float, default=0.45, help="IoU threshold of non-max suppression")
+    parser.add_argument("--max-det", type=int, default=1000, help="most detections per picture")
+    parser.add_argument("--device", default="", help="cpu, mps, a CUDA id such as 0; empty: the best there is")
+    parser.add_argument("--view-img", action="store_true", help="show windows (q ends)")
+    parser.add_argument("--save-txt", action="store_true", help="write label files: object rows and the image row")
+    parser.add_argument(
+        "--save-format",
+        type=int,
+        default=0,
+        help="boxes in --save-txt: 0 centre and size (a label), 1 corners; normalised",
+    )
+    parser.add_argument("--save-csv", action="store_true", help="write predictions.csv, best first, boxes in pixels")
+    parser.add_argument("--save-conf", action="store_true", help="add the confidence to the object rows of --save-txt")
+    parser.add_argument(
+        "--objects-only", action="store_true", help="--save-txt without the image row, for other readers"
+    )
+    parser.add_argument("--save-crop", action="store_true", help="write each box as a picture")
+    parser.add_argument(
+        "--clip-summary", action="store_true", help="write what each video, or folder of frames, says as a whole"
+    )
+    parser.add_argument("--nosave", action="store_true", help="write no pictures and videos")
+    parser.add_argument("--classes", nargs="+", type=int, help="keep these classes only: --classes 0 2 3")
+    parser.add_argument(
+        "--agnostic-nms", action="store_true", help="boxes of different classes suppress each other, too"
+    )
+    parser.add_argument("--augment", action="store_true", help="test-time augmentation")
+    parser.add_argument("--visualize", action="store_true", help="save the feature maps of each layer, as png and npy")
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="strip the training state from the weight files afterwards; a file of YOLOv5 stays, ours is put beside it",
+    )
+    parser.add_argument("--project", default=ROOT / "runs/detect", help="write to project/name")
+    parser.add_argument("--name", default="exp", help="write to project/name")
+    parser.add_argument("--exist-ok", action="store_true", help="write into an existing project/name")
+    parser.add_argument("--line-thickness", default=3, type=int, help="width of the boxes' lines, pixels")
+    parser.add_argument("--hide-labels", action="store_true", help="draw no text")
+    parser.add_argument("--hide-conf", action="store_true", help="draw no confidences")
+    parser.add_argument("--half", action="store_true", help="half precision: float16 on CUDA, bfloat16 on a processor")
+    parser.add_argument("--dnn", action="store_true", help="run ONNX weights through OpenCV")
+    parser.add_argument("--vid-stride", type=int, default=1, help="use every n-th frame of videos and streams")
+    return parse_words(parser, args, known)
+
+
+if __name__ == "__main__":
+    parse_opt()  # --help and mistyped words are answered before the imports below, which take seconds
+
+
 import cv2
 import numpy as np
 import torch
@@ -23,11 +92,9 @@ from utils.results.detections import ResultWriter, draw, summary
 from utils.results.feature_maps import FeatureMaps
 from utils.results.frames import Frame
 from utils.results.sources import open_source
-from utils.system.arguments import filled_in, parse_words
 from utils.system.command_line import one_sentence
 from utils.system.devices import describe_device, half_dtype, select_device, use_all_cores
 from utils.system.display import can_show
-from utils.system.paths import ROOT, increment_path
 from utils.system.voice import say, warn
 from utils.weights.checkpoint import load_checkpoint, strip_checkpoint
 
@@ -194,67 +261,6 @@ def _show(frame: Frame, drawn: np.ndarray) -> bool:
     cv2.namedWindow(frame.path, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
     cv2.imshow(frame.path, drawn)
     return cv2.waitKey(1) == ord("q")
-
-
-def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
-    """The command line; see `parse_words` for the arguments."""
-    parser = argparse.ArgumentParser(description="Detect objects and answer the image-level question on any source.")
-    parser.add_argument(
-        "--weights", nargs="+", type=str, default=ROOT / "yolov5s.pt", help="weight file; several: ensemble"
-    )
-    parser.add_argument(
-        "--source",
-        type=str,
-        default=ROOT / "data/images",
-        help="picture, folder, glob, .txt list, video, URL, .streams list, webcam id or screen",
-    )
-    parser.add_argument("--data", type=str, default=ROOT / "data/coco128.yaml", help="names for weights without names")
-    parser.add_argument(
-        "--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640], help="size, or height width"
-    )
-    parser.add_argument("--conf-thres", type=float, default=0.25, help="confidence threshold")
-    parser.add_argument("--iou-thres", type=float, default=0.45, help="IoU threshold of non-max suppression")
-    parser.add_argument("--max-det", type=int, default=1000, help="most detections per picture")
-    parser.add_argument("--device", default="", help="cpu, mps, a CUDA id such as 0; empty: the best there is")
-    parser.add_argument("--view-img", action="store_true", help="show windows (q ends)")
-    parser.add_argument("--save-txt", action="store_true", help="write label files: object rows and the image row")
-    parser.add_argument(
-        "--save-format",
-        type=int,
-        default=0,
-        help="boxes in --save-txt: 0 centre and size (a label), 1 corners; normalised",
-    )
-    parser.add_argument("--save-csv", action="store_true", help="write predictions.csv, best first, boxes in pixels")
-    parser.add_argument("--save-conf", action="store_true", help="add the confidence to the object rows of --save-txt")
-    parser.add_argument(
-        "--objects-only", action="store_true", help="--save-txt without the image row, for other readers"
-    )
-    parser.add_argument("--save-crop", action="store_true", help="write each box as a picture")
-    parser.add_argument(
-        "--clip-summary", action="store_true", help="write what each video, or folder of frames, says as a whole"
-    )
-    parser.add_argument("--nosave", action="store_true", help="write no pictures and videos")
-    parser.add_argument("--classes", nargs="+", type=int, help="keep these classes only: --classes 0 2 3")
-    parser.add_argument(
-        "--agnostic-nms", action="store_true", help="boxes of different classes suppress each other, too"
-    )
-    parser.add_argument("--augment", action="store_true", help="test-time augmentation")
-    parser.add_argument("--visualize", action="store_true", help="save the feature maps of each layer, as png and npy")
-    parser.add_argument(
-        "--update",
-        action="store_true",
-        help="strip the training state from the weight files afterwards; a file of YOLOv5 stays, ours is put beside it",
-    )
-    parser.add_argument("--project", default=ROOT / "runs/detect", help="write to project/name")
-    parser.add_argument("--name", default="exp", help="write to project/name")
-    parser.add_argument("--exist-ok", action="store_true", help="write into an existing project/name")
-    parser.add_argument("--line-thickness", default=3, type=int, help="width of the boxes' lines, pixels")
-    parser.add_argument("--hide-labels", action="store_true", help="draw no text")
-    parser.add_argument("--hide-conf", action="store_true", help="draw no confidences")
-    parser.add_argument("--half", action="store_true", help="half precision: float16 on CUDA, bfloat16 on a processor")
-    parser.add_argument("--dnn", action="store_true", help="run ONNX weights through OpenCV")
-    parser.add_argument("--vid-stride", type=int, default=1, help="use every n-th frame of videos and streams")
-    return parse_words(parser, args, known)
 
 
 def main(opt: argparse.Namespace) -> None:

@@ -16,23 +16,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from tad.annotations import results_json
-from tad.burn import burn
-from tad.config import load_config
-from tad.data import load_data
-from tad.load import load_model
-from tad.predict import predict_video
-from tad.video import SUFFIXES, VideoFile
-from utils.results.timelines import Event, plot_timelines
-from utils.system.arguments import check_ranges, parse_words
-from utils.system.command_line import one_sentence
-from utils.system.devices import AMP_CHOICES, amp_dtype, describe_device, select_device, use_all_cores
-from utils.system.files import read_text, whole_file
+from utils.system.arguments import AMP_CHOICES, check_ranges, parse_words
 from utils.system.paths import ROOT, UniqueStems, increment_path
-from utils.system.voice import say, warn
 
 
 def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
@@ -53,6 +38,27 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--name", default="exp", help="folder of these results")
     add("--exist-ok", action="store_true", help="write into an existing folder")
     return parse_words(parser, args)
+
+
+if __name__ == "__main__":
+    parse_opt()  # --help and mistyped words are answered before the imports below, which take seconds
+
+
+import torch
+from tqdm import tqdm
+
+from tad.annotations import results_json
+from tad.burn import burn
+from tad.config import load_config
+from tad.data import load_data
+from tad.load import load_model
+from tad.predict import predict_video
+from tad.video import SUFFIXES, VideoFile
+from utils.results.timelines import Event, plot_timelines
+from utils.system.command_line import one_sentence
+from utils.system.devices import amp_dtype, describe_device, select_device, use_all_cores
+from utils.system.files import read_text, whole_file
+from utils.system.voice import say, warn
 
 
 def sources(source: str) -> Iterator[Path]:

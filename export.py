@@ -14,16 +14,54 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.system.arguments import check_ranges, parse_words
+from utils.system.paths import ROOT
+
+
+def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
+    """The command line; see `parse_words` for the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=str, default=ROOT / "data/coco128.yaml", help="data yaml; no format needs it")
+    add("--weights", nargs="+", type=str, default=ROOT / "yolov5s.pt", help="weight file; several: one after the other")
+    add("--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640, 640], help="size, or height width")
+    add("--batch-size", type=int, default=1, help="pictures a call")
+    add("--device", default="cpu", help="cpu, or a CUDA id such as 0")
+    add("--half", action="store_true", help="float16: on a GPU; for OpenVINO the weights alone, anywhere")
+    add("--inplace", action="store_true", help="without effect: Detect never writes in place")
+    add("--keras", action="store_true", help="of YOLOv5's TensorFlow formats: without effect")
+    add("--optimize", action="store_true", help="TorchScript: optimise for mobile")
+    add("--int8", action="store_true", help="not supported")
+    add("--per-tensor", action="store_true", help="of YOLOv5's TensorFlow formats: without effect")
+    add("--dynamic", action="store_true", help="batch, height and width may vary")
+    add("--cache", type=str, default="", help="of YOLOv5's TensorRT format: without effect")
+    add("--simplify", action="store_true", help="ONNX: simplify the graph")
+    add("--mlmodel", action="store_true", help="of YOLOv5's CoreML format: without effect")
+    add("--opset", type=int, default=17, help="ONNX: version of the operators")
+    add("--verbose", action="store_true", help="print more")
+    add("--workspace", type=int, default=4, help="of YOLOv5's TensorRT format: without effect")
+    add("--nms", action="store_true", help="ONNX, OpenVINO: put non-max suppression into the file")
+    add("--agnostic-nms", action="store_true", help="--nms: boxes of different classes suppress each other, too")
+    add("--topk-per-class", type=int, default=100, help="of YOLOv5's TensorFlow formats: without effect")
+    add("--topk-all", type=int, default=100, help="--nms: most detections per picture")
+    add("--iou-thres", type=float, default=0.45, help="--nms: IoU threshold")
+    add("--conf-thres", type=float, default=0.25, help="--nms: confidence threshold")
+    add("--include", nargs="+", default=["torchscript"], help="formats: torchscript onnx openvino yolov5 state_dict")
+    return parse_words(parser, args, known)
+
+
+if __name__ == "__main__":
+    parse_opt()  # --help and mistyped words are answered before the imports below, which take seconds
+
+
 import torch
 
 from models.export.formats import FORMATS, PACKAGES, Job
 from models.load import find_weights, largest_stride, load_model
 from utils.boxes import check_img_size
-from utils.system.arguments import check_ranges, parse_words
 from utils.system.command_line import one_sentence
 from utils.system.devices import describe_device, select_device, use_all_cores
 from utils.system.packages import need
-from utils.system.paths import ROOT
 from utils.system.voice import say
 
 BY_ONNX = "export with --include onnx, then run"
@@ -169,38 +207,6 @@ def check_flags(
         say("--simplify changes nothing: it is for onnx and openvino")
     if not nms and thresholds != {"conf_thres": 0.25, "iou_thres": 0.45, "max_det": 100, "agnostic": False}:
         say("--conf-thres, --iou-thres, --topk-all and --agnostic-nms change nothing without --nms")
-
-
-def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
-    """The command line; see `parse_words` for the arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--data", type=str, default=ROOT / "data/coco128.yaml", help="data yaml; no format needs it")
-    add("--weights", nargs="+", type=str, default=ROOT / "yolov5s.pt", help="weight file; several: one after the other")
-    add("--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640, 640], help="size, or height width")
-    add("--batch-size", type=int, default=1, help="pictures a call")
-    add("--device", default="cpu", help="cpu, or a CUDA id such as 0")
-    add("--half", action="store_true", help="float16: on a GPU; for OpenVINO the weights alone, anywhere")
-    add("--inplace", action="store_true", help="without effect: Detect never writes in place")
-    add("--keras", action="store_true", help="of YOLOv5's TensorFlow formats: without effect")
-    add("--optimize", action="store_true", help="TorchScript: optimise for mobile")
-    add("--int8", action="store_true", help="not supported")
-    add("--per-tensor", action="store_true", help="of YOLOv5's TensorFlow formats: without effect")
-    add("--dynamic", action="store_true", help="batch, height and width may vary")
-    add("--cache", type=str, default="", help="of YOLOv5's TensorRT format: without effect")
-    add("--simplify", action="store_true", help="ONNX: simplify the graph")
-    add("--mlmodel", action="store_true", help="of YOLOv5's CoreML format: without effect")
-    add("--opset", type=int, default=17, help="ONNX: version of the operators")
-    add("--verbose", action="store_true", help="print more")
-    add("--workspace", type=int, default=4, help="of YOLOv5's TensorRT format: without effect")
-    add("--nms", action="store_true", help="ONNX, OpenVINO: put non-max suppression into the file")
-    add("--agnostic-nms", action="store_true", help="--nms: boxes of different classes suppress each other, too")
-    add("--topk-per-class", type=int, default=100, help="of YOLOv5's TensorFlow formats: without effect")
-    add("--topk-all", type=int, default=100, help="--nms: most detections per picture")
-    add("--iou-thres", type=float, default=0.45, help="--nms: IoU threshold")
-    add("--conf-thres", type=float, default=0.25, help="--nms: confidence threshold")
-    add("--include", nargs="+", default=["torchscript"], help="formats: torchscript onnx openvino yolov5 state_dict")
-    return parse_words(parser, args, known)
 
 
 def main(opt: argparse.Namespace) -> None:

@@ -3,9 +3,12 @@
 python train.py --data coco128.yaml --weights yolov5s.pt --img 640
 """
 
-from train_joint import command_line, main, parse_opt, run
+import runpy
+from pathlib import Path
 
 __all__ = ["main", "parse_opt", "run"]
 
 if __name__ == "__main__":
-    command_line()
+    runpy.run_path(str(Path(__file__).with_name("train_joint.py")), run_name="__main__")
+else:
+    from train_joint import main, parse_opt, run

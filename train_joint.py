@@ -15,6 +15,21 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from utils.balancing.options import add_balancer_arguments
+from utils.system.arguments import MEASURED, check_ranges, filled_in, parse_words
+from utils.training.options import Options, follow_old_flags, todays_names, training_parser
+
+
+def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
+    parser = training_parser(__doc__)
+    add_balancer_arguments(parser)
+    return parse_words(parser, args, known, todays_names, MEASURED)
+
+
+if __name__ == "__main__":
+    parse_opt()  # --help and mistyped words are answered before the imports below, which take seconds
+
+
 from torch import nn
 
 import val_joint
@@ -22,7 +37,6 @@ from models.run import Run, build_engine, build_loaders, load_resumed, start, ta
 from models.training import epoch_record, more_scalars, table_columns, trace_columns, train_epoch
 from models.yolo import Model
 from utils.autoanchor import autoanchor
-from utils.balancing import add_balancer_arguments
 from utils.dataset.config import load_hyp
 from utils.dataset.samplers import image_weights
 from utils.dataset.scan import DatasetIndex
@@ -30,7 +44,6 @@ from utils.loss import ComputeJointLoss, scale_gains
 from utils.results.balance import plot_task_weights
 from utils.results.curves import plot_results
 from utils.results.label_figures import plot_labels
-from utils.system.arguments import MEASURED, check_ranges, filled_in, parse_words
 from utils.system.command_line import one_sentence
 from utils.system.devices import broadcast_object, device_ids, init_world, leave_world, select_device
 from utils.system.paths import ROOT, find_file
@@ -40,7 +53,6 @@ from utils.system.yamls import save_yaml
 from utils.training.engine import Engine, NonFiniteLoss
 from utils.training.evolve import evolve
 from utils.training.fit import EarlyStopping, Evaluation, fit
-from utils.training.options import Options, follow_old_flags, todays_names, training_parser
 from utils.training.records import RunLogger
 from utils.weights.checkpoint import Checkpoint, copy_checkpoint, save_checkpoint, strip_checkpoint
 
@@ -205,12 +217,6 @@ def stripped(file: Path) -> None:
 
 
 # Command line ---------------------------------------------------------------------------------------------------------
-
-
-def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
-    parser = training_parser(__doc__)
-    add_balancer_arguments(parser)
-    return parse_words(parser, args, known, todays_names, MEASURED)
 
 
 def evolve_run(opt: Options, hyp: dict) -> dict:

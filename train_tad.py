@@ -13,32 +13,9 @@ import dataclasses
 import os
 from pathlib import Path
 
-from tad.config import TadConfig, config_from, load_config
-from tad.data import load_data
-from tad.memory import CHOICES, Loading, loading
-from tad.metrics import THRESHOLDS
-from tad.training import Run, train
-from tad.weights import read_tensors
-from utils.system.arguments import BY_ITSELF, check_ranges, parse_words
-from utils.system.command_line import one_sentence
-from utils.system.devices import (
-    AMP_CHOICES,
-    amp_dtype,
-    broadcast_object,
-    describe_device,
-    device_ids,
-    init_world,
-    main_first,
-    select_device,
-    use_all_cores,
-)
+from tad.choices import MEMORY, THRESHOLDS
+from utils.system.arguments import AMP_CHOICES, BY_ITSELF, check_ranges, parse_words
 from utils.system.paths import ROOT, increment_path
-from utils.system.process import launch_per_gpu
-from utils.system.voice import say
-from utils.system.yamls import save_yaml
-from utils.training.engine import NonFiniteLoss, seed_everything
-from utils.training.options import Options
-from utils.weights.checkpoint import Checkpoint, latest_run, load_checkpoint
 
 
 def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
@@ -47,7 +24,7 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--data", default="echo_clips.yaml", help="data yaml")
     add("--cfg", default="adatad_tiny.yaml", help="model yaml with its recipe: adatad_{tiny,s,b,l,h,g}.yaml, or yours")
     add("--weights", default="", help="VideoMAE weights for the backbone, or a checkpoint to start from")
-    add("--memory", choices=CHOICES, default="auto", help="GiB of the device: sets batch, workers, prefetch, threads")
+    add("--memory", choices=MEMORY, default="auto", help="GiB of the device: sets batch, workers, prefetch, threads")
     add("--batch-size", type=int, default=0, help="windows a step over all devices; 0: by --memory, or the yaml's")
     add("--workers", type=int, default=-1, help="data-loading processes per device; -1: by --memory")
     add("--prefetch", type=int, default=0, help="batches that each of them holds ready; 0: by --memory")
@@ -70,6 +47,34 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--exist-ok", action="store_true", help="write into an existing run folder")
     add("--seed", type=int, default=0)
     return parse_words(parser, args, ranges=BY_ITSELF)
+
+
+if __name__ == "__main__":
+    parse_opt()  # --help and mistyped words are answered before the imports below, which take seconds
+
+
+from tad.config import TadConfig, config_from, load_config
+from tad.data import load_data
+from tad.memory import Loading, loading
+from tad.training import Run, train
+from tad.weights import read_tensors
+from utils.system.command_line import one_sentence
+from utils.system.devices import (
+    amp_dtype,
+    broadcast_object,
+    describe_device,
+    device_ids,
+    init_world,
+    main_first,
+    select_device,
+    use_all_cores,
+)
+from utils.system.process import launch_per_gpu
+from utils.system.voice import say
+from utils.system.yamls import save_yaml
+from utils.training.engine import NonFiniteLoss, seed_everything
+from utils.training.options import Options
+from utils.weights.checkpoint import Checkpoint, latest_run, load_checkpoint
 
 
 def numbers(opt: Options, config: TadConfig, device, world_size: int) -> Loading:

@@ -5,15 +5,19 @@ python val.py --data coco128.yaml --weights yolov5s.pt --img 640
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+if __name__ == "__main__":
+    runpy.run_path(str(Path(__file__).with_name("val_joint.py")), run_name="__main__")
+else:
+    import numpy as np
+    import torch
 
-import val_joint
-from utils.dataset.config import DataConfig
-from val_joint import main, parse_opt
+    import val_joint
+    from utils.dataset.config import DataConfig
+    from val_joint import main, parse_opt
 
 __all__ = ["main", "parse_opt", "run"]
 
@@ -47,7 +51,3 @@ def run(
     figures = [detection[key] for key in ("precision", "recall", "map50", "map50_95")]
     figures += [losses.get(key, 0.0) for key in ("box", "obj", "cls")]
     return tuple(figures), np.array(detection["maps"]), tuple(speed[key] for key in ("preprocess", "inference", "nms"))
-
-
-if __name__ == "__main__":
-    main(parse_opt())

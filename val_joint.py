@@ -13,6 +13,53 @@ import argparse
 import csv
 from pathlib import Path
 
+from utils.system.arguments import check_ranges, filled_in, parse_words
+from utils.system.paths import ROOT, increment_path
+
+TASKS = ("train", "val", "test", "speed", "study")
+STUDY_SIZES = range(256, 1536 + 1, 128)
+
+
+def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
+    """The command line; see `parse_words` for the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", default=ROOT / "data/coco128.yaml", help="data yaml")
+    add("--weights", nargs="+", default=[ROOT / "yolov5s.pt"], help="weight file; several: ensemble")
+    add("--batch-size", type=int, default=32, help="pictures a step")
+    add("--imgsz", "--img", "--img-size", type=int, default=640, help="longest side of the network input, pixels")
+    add("--conf-thres", type=float, default=0.001, help="confidence threshold")
+    add("--iou-thres", type=float, default=0.6, help="IoU threshold of non-max suppression")
+    add("--max-det", type=int, default=300, help="most detections per picture")
+    add("--task", choices=TASKS, default="val", help="the split; speed: time each weight file; study: at many sizes")
+    add("--device", default="", help="cpu, mps, a CUDA id such as 0; empty: the best there is")
+    add("--workers", type=int, default=8, help="processes that read pictures, at most")
+    add("--single-cls", action="store_true", help="treat all object classes as one")
+    add("--augment", action="store_true", help="test-time augmentation")
+    add("--verbose", action="store_true", help="a row for every class, however many")
+    add("--save-txt", action="store_true", help="write predictions as label files: object rows and the image row")
+    add("--save-hybrid", action="store_true", help="--save-txt with the known boxes merged in (metrics: without them)")
+    add("--save-conf", action="store_true", help="add the confidence to the object rows of --save-txt")
+    add("--objects-only", action="store_true", help="--save-txt without the image row, for other readers")
+    add("--save-json", action="store_true", help="write predictions in COCO's format and check them with pycocotools")
+    add("--project", default=ROOT / "runs/val", help="write to project/name")
+    add("--name", default="exp", help="write to project/name")
+    add("--exist-ok", action="store_true", help="write into an existing project/name")
+    add("--half", action="store_true", help="half precision: float16 on a GPU, bfloat16 on a processor")
+    add("--dnn", action="store_true", help="run ONNX weights through OpenCV")
+    add("--strict", action="store_true", help="stop where a picture or label has a fault instead of leaving it out")
+    add("--bootstrap", type=int, default=0, metavar="N", help="95 %% intervals by N draws of groups, such as 1000")
+    add("--group-regex", help="finds the group (patient …) in a file name, see check_data.py; or `group:` in the data")
+    add("--fitness-weight", type=float, default=0.5, help="share of the image accuracy in the fitness, 0..1")
+    opt = parse_words(parser, args, known)
+    opt.save_json |= Path(opt.data).name == "coco.yaml"
+    return opt
+
+
+if __name__ == "__main__":
+    parse_opt()  # --help and mistyped words are answered before the imports below, which take seconds
+
+
 import numpy as np
 import torch
 from torch import nn
@@ -39,7 +86,6 @@ from utils.results.validation import (
     write_json,
     write_labels,
 )
-from utils.system.arguments import check_ranges, filled_in, parse_words
 from utils.system.command_line import one_sentence
 from utils.system.devices import (
     World,
@@ -52,11 +98,7 @@ from utils.system.devices import (
     select_device,
     use_all_cores,
 )
-from utils.system.paths import ROOT, increment_path
 from utils.system.voice import say, warn
-
-TASKS = ("train", "val", "test", "speed", "study")
-STUDY_SIZES = range(256, 1536 + 1, 128)
 
 
 def run(
@@ -242,42 +284,6 @@ def study_sizes(weights: str, opt: argparse.Namespace) -> list[int]:
         )
         return [fixed[1]]
     return list(dict.fromkeys(check_img_size(imgsz, largest_stride(model)) for imgsz in STUDY_SIZES))
-
-
-def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
-    """The command line; see `parse_words` for the arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--data", default=ROOT / "data/coco128.yaml", help="data yaml")
-    add("--weights", nargs="+", default=[ROOT / "yolov5s.pt"], help="weight file; several: ensemble")
-    add("--batch-size", type=int, default=32, help="pictures a step")
-    add("--imgsz", "--img", "--img-size", type=int, default=640, help="longest side of the network input, pixels")
-    add("--conf-thres", type=float, default=0.001, help="confidence threshold")
-    add("--iou-thres", type=float, default=0.6, help="IoU threshold of non-max suppression")
-    add("--max-det", type=int, default=300, help="most detections per picture")
-    add("--task", choices=TASKS, default="val", help="the split; speed: time each weight file; study: at many sizes")
-    add("--device", default="", help="cpu, mps, a CUDA id such as 0; empty: the best there is")
-    add("--workers", type=int, default=8, help="processes that read pictures, at most")
-    add("--single-cls", action="store_true", help="treat all object classes as one")
-    add("--augment", action="store_true", help="test-time augmentation")
-    add("--verbose", action="store_true", help="a row for every class, however many")
-    add("--save-txt", action="store_true", help="write predictions as label files: object rows and the image row")
-    add("--save-hybrid", action="store_true", help="--save-txt with the known boxes merged in (metrics: without them)")
-    add("--save-conf", action="store_true", help="add the confidence to the object rows of --save-txt")
-    add("--objects-only", action="store_true", help="--save-txt without the image row, for other readers")
-    add("--save-json", action="store_true", help="write predictions in COCO's format and check them with pycocotools")
-    add("--project", default=ROOT / "runs/val", help="write to project/name")
-    add("--name", default="exp", help="write to project/name")
-    add("--exist-ok", action="store_true", help="write into an existing project/name")
-    add("--half", action="store_true", help="half precision: float16 on a GPU, bfloat16 on a processor")
-    add("--dnn", action="store_true", help="run ONNX weights through OpenCV")
-    add("--strict", action="store_true", help="stop where a picture or label has a fault instead of leaving it out")
-    add("--bootstrap", type=int, default=0, metavar="N", help="95 %% intervals by N draws of groups, such as 1000")
-    add("--group-regex", help="finds the group (patient …) in a file name, see check_data.py; or `group:` in the data")
-    add("--fitness-weight", type=float, default=0.5, help="share of the image accuracy in the fitness, 0..1")
-    opt = parse_words(parser, args, known)
-    opt.save_json |= Path(opt.data).name == "coco.yaml"
-    return opt
 
 
 def main(opt: argparse.Namespace) -> None:

@@ -11,18 +11,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from tad.annotations import read_results
-from tad.config import load_config
-from tad.data import load_data
-from tad.load import load_model
-from tad.memory import CHOICES, loading
-from tad.metrics import THRESHOLDS
-from tad.validation import metrics_of, predict_with_bar, report_problems, table, truth_of, val_loader, write_results
-from utils.system.arguments import BY_ITSELF, check_ranges, parse_words
-from utils.system.command_line import one_sentence
-from utils.system.devices import AMP_CHOICES, World, amp_dtype, describe_device, select_device, use_all_cores
+from tad.choices import MEMORY, THRESHOLDS
+from utils.system.arguments import AMP_CHOICES, BY_ITSELF, check_ranges, parse_words
 from utils.system.paths import ROOT, increment_path
-from utils.system.voice import say
 
 
 def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +25,7 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--detections", default="", help="evaluate this results file instead of a network")
     add("--subset", default="", help="subset of the annotations; empty: the data yaml's val")
     add("--protocol", choices=list(THRESHOLDS), default="thumos", help="thresholds of tIoU")
-    add("--memory", choices=CHOICES, default="auto", help="GiB of the device: sets batch, workers and threads")
+    add("--memory", choices=MEMORY, default="auto", help="GiB of the device: sets batch, workers and threads")
     add("--batch-size", type=int, default=0, help="windows at a time; 0: by --memory")
     add("--workers", type=int, default=-1, help="data-loading processes; -1: by --memory")
     add("--amp", choices=AMP_CHOICES, default="auto", help="auto: float16 on CUDA, bfloat16 on processors that have it")
@@ -45,6 +36,21 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--name", default="exp", help="folder of these results")
     add("--exist-ok", action="store_true", help="write into an existing folder")
     return parse_words(parser, args, ranges=BY_ITSELF)
+
+
+if __name__ == "__main__":
+    parse_opt()  # --help and mistyped words are answered before the imports below, which take seconds
+
+
+from tad.annotations import read_results
+from tad.config import load_config
+from tad.data import load_data
+from tad.load import load_model
+from tad.memory import loading
+from tad.validation import metrics_of, predict_with_bar, report_problems, table, truth_of, val_loader, write_results
+from utils.system.command_line import one_sentence
+from utils.system.devices import World, amp_dtype, describe_device, select_device, use_all_cores
+from utils.system.voice import say
 
 
 def main(opt: argparse.Namespace) -> dict:

@@ -7,7 +7,6 @@ from copy import copy
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -225,6 +224,8 @@ class Detections:
 
     def pandas(self) -> Detections:
         """A copy whose `xyxy`, `xyxyn`, `xywh` and `xywhn` are lists of tables."""
+        import pandas as pd  # takes half a second, and few want tables
+
         new = copy(self)
         corners, centre = ["xmin", "ymin", "xmax", "ymax"], ["xcenter", "ycenter", "width", "height"]
         for key, columns in (("xyxy", corners), ("xyxyn", corners), ("xywh", centre), ("xywhn", centre)):

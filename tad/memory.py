@@ -8,8 +8,6 @@ import torch
 
 from utils.system.devices import core_count
 
-CHOICES = ("auto", "16", "32", "64")
-
 
 @dataclass(frozen=True)
 class Loading:

@@ -12,15 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tad.choices import THRESHOLDS
 from tad.segments import iou
 from utils.results.timelines import Event
 
-THRESHOLDS = {
-    "thumos": (0.3, 0.4, 0.5, 0.6, 0.7),
-    "activitynet": tuple(round(0.5 + 0.05 * i, 2) for i in range(10)),
-    "multithumos": tuple(round(0.1 * i, 1) for i in range(1, 10)),
-    "epic": (0.1, 0.2, 0.3, 0.4, 0.5),
-}
 SAME_EVENT = 1e-3  # seconds
 ERRORS = ("true positive", "duplicate", "wrong label", "localisation", "confusion", "background")
 NEAR = 0.1  # tIoU under which a prediction has nothing to do with an event

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from tad.choices import THRESHOLDS
 from tad.config import TadConfig
 from tad.data import TadData, WindowSet, create_loader
 from tad.load import model_of, start_from
 from tad.loss import window_losses
 from tad.memory import Loading
-from tad.metrics import THRESHOLDS
 from tad.model import TadModel
 from tad.optim import build_optimizer
 from tad.plots import plot_training

@@ -93,6 +93,41 @@ def test_ranges():
     assert parse_words(parser, []).epochs == 3 and "1 or more" in parser.format_help()
 
 
+# --- what is imported ------------------------------------------------------------------------------------------------
+
+HEAVY = ["cv2", "matplotlib", "numpy", "pandas", "scipy", "sklearn", "torch", "torchvision"]
+
+
+def imported(program: str, *args: object) -> set[str]:
+    """Which of `HEAVY` a program imports, run in a process of its own."""
+    tail = f"\nimport sys\nprint('imported:', *set({HEAVY}) & sys.modules.keys())"
+    answer = subprocess.run(
+        [sys.executable, "-c", program + tail, *map(str, args)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(answer.stdout.rpartition("imported:")[2].split())
+
+
+@pytest.mark.parametrize("script", sorted(f.name for f in ROOT.glob("*.py") if f.name != "hubconf.py"))
+def test_help_is_answered_before_anything_large_is_imported(script):
+    program = (
+        "import contextlib, runpy, sys\n"
+        "sys.argv = [sys.argv[1], '--help']\n"
+        "with contextlib.suppress(SystemExit):\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    assert imported(program, script) == set()
+
+
+@pytest.mark.slow
+def test_a_picture_is_detected_on_without_all_of_torchvision(tmp_path):
+    from coloured_pictures import write_folder
+    from tiny_weights import save_weights
+
+    source = write_folder(tmp_path / "set") / "images"
+    program = "import sys, detect\ndetect.run(sys.argv[1], sys.argv[2], imgsz=64, project=sys.argv[3])"
+    needed = imported(program, save_weights(tmp_path / "w.pt"), source, tmp_path / "runs")
+    assert needed == {"cv2", "numpy", "torch"}
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 

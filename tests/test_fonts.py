@@ -40,6 +40,10 @@ def test_the_usual_font_writes_what_it_can():
     assert font_for("PLAX 0.98 é Ω Ж") == FONT and class_name(["a", "b"], 1) == "b" and class_name({0: "a"}, 7) == "7"
 
 
+def test_the_usual_font_has_the_letters_that_it_is_trusted_with():
+    assert {c for c in fonts.PLAIN if c.isprintable() and not c.isspace()} <= fonts._glyphs(str(FONT))
+
+
 def test_a_class_that_no_font_can_write_is_its_number_and_said_once(capsys):
     for _ in range(2):
         assert class_name(NAMES, 1) == "class 1" and class_name(NAMES, 0) == "cat"

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from utils import boxes as boxes_module
 from utils.boxes import box_iou, non_max_suppression, xywh2xyxy
@@ -71,7 +72,7 @@ def test_the_early_stop_changes_nothing(monkeypatch):
     monkeypatch.setattr(
         boxes_module,
         "_greedy_nms",
-        lambda b, s, iou, keep: boxes_module.torchvision.ops.nms(b, s, iou)[:keep],
+        lambda b, s, iou, keep: torchvision.ops.nms(b, s, iou)[:keep],
     )
     torch.testing.assert_close(non_max_suppression(prediction, 0.001, 0.6, multi_label=True, max_det=150)[0], quick)
     assert len(quick) == 150

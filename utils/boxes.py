@@ -7,14 +7,16 @@ array type (numpy or torch) it was given, unless its signature says otherwise.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -226,6 +228,20 @@ def _one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@functools.cache
+def _native_nms() -> Callable[[Tensor, Tensor, float], Tensor]:
+    """torchvision's suppression, from its library of kernels alone where that is found: importing the whole package
+    pulls in PyTorch's compiler, which takes as long as PyTorch itself."""
+    spec = importlib.util.find_spec("torchvision")
+    found = [] if spec is None else sorted(Path(spec.origin).parent.glob("_C*"))
+    for file in (f for f in found if f.suffix in (".so", ".pyd")):
+        with suppress(OSError):  # it needs something that the package's own start makes known
+            torch.ops.load_library(file)
+    if not hasattr(torch.ops.torchvision, "nms"):
+        import torchvision  # noqa: F401
+    return torch.ops.torchvision.nms
+
+
 def _greedy_nms(boxes: Tensor, scores: Tensor, iou_thres: float, max_keep: int) -> Tensor:
     """Indices of the first ``max_keep`` boxes that greedy suppression keeps; boxes come best first.
 
@@ -234,7 +250,7 @@ def _greedy_nms(boxes: Tensor, scores: Tensor, iou_thres: float, max_keep: int) 
     """
     prefix = max(4 * max_keep, 512)
     while True:
-        keep = torchvision.ops.nms(boxes[:prefix], scores[:prefix], iou_thres)
+        keep = _native_nms()(boxes[:prefix], scores[:prefix], iou_thres)
         if len(keep) >= max_keep or prefix >= len(boxes):
             return keep[:max_keep]
         prefix *= 4

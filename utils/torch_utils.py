@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import torch
-import torchvision
 from torch import nn
 
 from utils.system import devices
@@ -40,4 +39,6 @@ def load_classifier(name: str = "resnet101", n: int = 2) -> nn.Module:
 
     Nothing is fetched: its weights are random until the caller loads some, where YOLOv5 fetches those of ImageNet.
     """
+    import torchvision  # takes as long as PyTorch itself
+
     return torchvision.models.get_model(name, weights=None, num_classes=n)

@@ -9,10 +9,23 @@ for images, ... in loader:
     balancer.step()                                   # after each optimiser step
 """
 
-from utils.balancing.base import Balancer as Balancer
-from utils.balancing.fixed import Fixed as Fixed
-from utils.balancing.gradnorm import GradNorm as GradNorm
-from utils.balancing.options import BALANCERS as BALANCERS
-from utils.balancing.options import add_balancer_arguments as add_balancer_arguments
-from utils.balancing.options import build_balancer as build_balancer
-from utils.balancing.options import build_balancer_from_args as build_balancer_from_args
+from importlib import import_module
+from typing import Any
+
+_PLACES = {
+    "Balancer": "base",
+    "Fixed": "fixed",
+    "GradNorm": "gradnorm",
+    "BALANCERS": "options",
+    "add_balancer_arguments": "options",
+    "build_balancer": "build",
+    "build_balancer_from_args": "build",
+}
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for: the command line's options need no PyTorch, which takes seconds to import."""
+    if name in _PLACES:
+        return getattr(import_module(f"utils.balancing.{_PLACES[name]}"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -6,18 +6,30 @@ characters of a class name, "class 1" is written, and one line says so.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
-from matplotlib import font_manager
-from matplotlib.ft2font import FT2Font
-
 from utils.system.voice import warn
 
-FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+
+def _usual_font() -> Path:
+    """The file in matplotlib's folder; matplotlib itself, which takes a while to import, says where a distribution has
+    put it elsewhere."""
+    file = Path("fonts", "ttf", "DejaVuSans.ttf")
+    spec = importlib.util.find_spec("matplotlib")
+    beside = Path(spec.origin).with_name("mpl-data") / file if spec and spec.origin else file
+    if beside.is_file():
+        return beside
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / file
+
+
+FONT = _usual_font()
+PLAIN = frozenset(map(chr, range(0x20, 0x180))) | {"…"}  # Latin letters, all of which it has
 VARIABLE = "YOLOV5_JOINT_FONT"  # a font file of the user's choice
 # Words in the names of fonts with many scripts, which are looked at first.
 _MANY_SCRIPTS = ("unicode", "cjk", "noto", "wqy", "droid", "msyh", "msgothic", "malgun", "pingfang", "gothic", "arial")
@@ -27,7 +39,8 @@ _told: set[str] = set()
 
 def font_for(text: str) -> Path | None:
     """The font file that has every character of a text; None where there is none."""
-    missing = _characters(text) - _glyphs(str(FONT))
+    others = _characters(text) - PLAIN
+    missing = others and others - _glyphs(str(FONT))
     return _find(_characters(text), os.environ.get(VARIABLE, "")) if missing else FONT
 
 
@@ -69,6 +82,8 @@ def _find(characters: frozenset[str], chosen: str) -> Path | None:
 @lru_cache(maxsize=1)
 def _system_fonts() -> list[str]:
     """Font files of the system, those of many scripts first, then by their names."""
+    from matplotlib import font_manager
+
     names = font_manager.findSystemFonts()
     return sorted(names, key=lambda n: (not any(w in Path(n).name.lower() for w in _MANY_SCRIPTS), n))
 
@@ -76,6 +91,8 @@ def _system_fonts() -> list[str]:
 @lru_cache(maxsize=512)
 def _glyphs(file: str) -> frozenset[str]:
     """Characters that a font file has; none where it cannot be read."""
+    from matplotlib.ft2font import FT2Font
+
     try:
         return frozenset(map(chr, FT2Font(file).get_charmap()))
     except Exception:  # fonts of kinds that FreeType does not know, files that are no fonts

@@ -26,6 +26,7 @@ class Range(NamedTuple):
         return ends if self.special is None else f"{self.special:g}, or {ends}"
 
 
+AMP_CHOICES = ("auto", "off", "bf16", "fp16")  # of --amp
 _HUGE = 1e5  # from here on an upper end only keeps other programs from failing
 _COUNT, _SHARE = Range(1, 1e7), Range(0, 1)
 # By the option's name; a script that takes something else says so to `parse_words`.

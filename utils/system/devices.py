@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from utils.system.arguments import AMP_CHOICES
+
 try:
     import resource
 except ImportError:  # Windows
     resource = None
-
-AMP_CHOICES = ("auto", "off", "bf16", "fp16")
 
 
 def select_device(device: str = "", batch_size: int = 0) -> torch.device:

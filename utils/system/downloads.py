@@ -11,8 +11,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path, PurePath
 from urllib.parse import unquote, urlsplit
 
-from tqdm import tqdm
-
 from utils.system.files import whole_file
 from utils.system.voice import say
 
@@ -123,6 +121,8 @@ def _public(address: str) -> str:
 
 def _save(answer: http.client.HTTPResponse, file: Path, name: str) -> None:
     size = int(answer.headers.get("Content-Length") or 0)
+    from tqdm import tqdm  # the scripts begin with this module, and hardly ever fetch anything
+
     often = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file needs no animation
     with (
         file.open("wb") as out,

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from utils.training.muon import Muon
+from utils.training.options import OPTIMIZERS
 from utils.training.schedule import NOMINAL_BATCH
 
-OPTIMIZERS = ("SGD", "Adam", "AdamW", "Muon")
 SHORT_RUN = 10_000  # batches
 FINE_TUNING = 0.2  # share of Muon's step that weights of another model take
 

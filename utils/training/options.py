@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from utils.system.devices import AMP_CHOICES
+from utils.system.arguments import AMP_CHOICES
 from utils.system.paths import ROOT
 from utils.system.voice import say
-from utils.training.optim import OPTIMIZERS
 
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "Muon")
 # YOLOv5's, without effect here
 CLOUD = {"bucket": "", "entity": None, "upload_dataset": False, "bbox_interval": -1, "artifact_alias": "latest"}
 
