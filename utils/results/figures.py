@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import font_manager
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
 
 from utils.results.drawing import colors
 from utils.results.fonts import FONT, class_name, font_for
+
+if TYPE_CHECKING:  # it is imported where something is drawn, which few runs of a detection do
+    from matplotlib.figure import Figure
 
 Names = Mapping[int, str] | Sequence[str]
 DPI = 150
@@ -27,6 +25,9 @@ BLUE, ORANGE, GREEN, RED, GREY = "#1f6fb4", "#e0761a", "#2a8f4a", "#c23b3b", "#7
 
 def new_figure(width: float, height: float) -> Figure:
     """Empty figure of `width` x `height` inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     fig = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     fig.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     FigureCanvasAgg(fig)
@@ -41,6 +42,9 @@ def subplots(rows: int, columns: int, width: float, height: float) -> tuple[Figu
 
 def save(fig: Figure, fname: str | Path) -> Path:
     """Write a figure, in the format of the file's suffix; the folder is made as needed."""
+    from matplotlib import font_manager
+    from matplotlib.text import Text
+
     texts = fig.findobj(Text)
     font = font_for("".join(text.get_text() for text in texts))
     if font not in (None, FONT):  # characters that the usual font lacks come from another
@@ -112,6 +116,8 @@ def finish(ax, title: str, ylabel: str = "", xlabel: str = "epoch", legend: bool
     ax.grid(True, alpha=0.3)
     ax.tick_params(labelsize=9)
     if xlabel == "epoch":
+        from matplotlib.ticker import MaxNLocator
+
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     if not ax.has_data():
         ax.text(0.5, 0.5, empty, ha="center", va="center", transform=ax.transAxes, color=GREY, fontsize=11)
