@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from models.build import build_model
 from models.load import find_weights
@@ -197,7 +198,13 @@ def build_engine(run: Run, model: Model, batches: int, transferred: Sequence[str
         [p for key, p in model.named_parameters() if key in known],
         ("matrix", "logits") if tuning else ("matrix",),
     )  # fmt: skip
-    schedule = Schedule(hyp, opt.epochs, batches, run.batch_size, opt.cos_lr, nbs)
+    longest_warmup = 0.25
+    if name == "Muon":  # its steps are long from the start on
+        longest_warmup = 0.02
+        for m in model.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                m.momentum = 0.1  # the weight average smooths the statistics; at 0.03 they lag behind the weights
+    schedule = Schedule(hyp, opt.epochs, batches, run.batch_size, opt.cos_lr, nbs, longest_warmup=longest_warmup)
     tasks = 2 if model.cls_nc else 1
     balancer = build_balancer_from_args(opt, tasks, model.shared_parameters(), list(model.parameters()))
     # What only a task that is switched off reaches stays as it is, its batch statistics too.

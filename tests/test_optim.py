@@ -71,6 +71,7 @@ def test_warmup_never_takes_more_than_a_quarter_of_the_run(hyp):
     assert Schedule(hyp, epochs=100, batches_per_epoch=200, batch_size=16).warmup_batches == 600  # 3 epochs
     assert Schedule(hyp, epochs=100, batches_per_epoch=10, batch_size=16).warmup_batches == 100  # at least 100 batches
     assert Schedule(hyp, epochs=5, batches_per_epoch=10, batch_size=16).warmup_batches == round(0.25 * 50)
+    assert Schedule(hyp, 20, 30, 16, longest_warmup=0.05).warmup_batches == 30
 
 
 def test_adam_warms_its_momentum_up(hyp):

@@ -19,11 +19,14 @@ import torch
 from tiny_data import SIZE, make_data
 
 import train_joint
+from models.run import build_engine, start
 from models.training import resize_batch
 from models.yolo import Model
+from utils.dataset.config import load_hyp
 from utils.system.paths import ROOT
 from utils.system.yamls import load_yaml, save_yaml
 from utils.training.evolve import evolve, read_history
+from utils.training.options import Options
 from utils.weights.checkpoint import load_checkpoint
 
 
@@ -56,6 +59,16 @@ def train(*args, **options) -> dict:
 
 def history(folder: Path) -> list[dict]:
     return json.loads((folder / "training_history.json").read_text())["epochs"]
+
+
+@pytest.mark.parametrize(("optimizer", "momentum", "warmup"), [("Muon", 0.1, 2), ("SGD", 0.03, 25)])
+def test_short_runs_warm_up_fast_and_their_statistics_follow(data, tiny_cfg, tmp_path, optimizer, momentum, warmup):
+    words = arguments(data, tiny_cfg, tmp_path, optimizer=optimizer, epochs=100)
+    opt = Options(**vars(train_joint.parse_opt(words)))
+    run, model, _ = start(opt, load_hyp(ROOT / "data/hyps/hyp.scratch-low.yaml"), None)
+    engine = build_engine(run, model, batches=1, transferred=[])
+    assert {m.momentum for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {momentum}
+    assert engine.schedule.warmup_batches == warmup
 
 
 @pytest.mark.slow

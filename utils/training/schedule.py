@@ -44,10 +44,9 @@ class Schedule:
     Args:
         hyp: `lrf momentum warmup_epochs warmup_momentum warmup_bias_lr`.
         warmup_batches: Length of the warm-up; None: YOLOv5's `max(warmup_epochs · batches, 100)`, but never more than
-            `max_warmup` of the whole run (in YOLOv5 a short run on few pictures can be all warm-up).
+            `longest_warmup` of the whole run (in YOLOv5 a short run on few pictures can be all warm-up).
+        longest_warmup: That share.
     """
-
-    max_warmup = 0.25
 
     def __init__(
         self,
@@ -58,11 +57,12 @@ class Schedule:
         cosine: bool = False,
         nominal_batch: int = NOMINAL_BATCH,
         warmup_batches: int | None = None,
+        longest_warmup: float = 0.25,
     ) -> None:
         self.hyp, self.epochs, self.batches, self.cosine = dict(hyp), epochs, batches_per_epoch, cosine
         self.full_accumulate = nominal_batch / batch_size
         if warmup_batches is None:
-            limit = round(self.max_warmup * epochs * batches_per_epoch)
+            limit = round(longest_warmup * epochs * batches_per_epoch)
             warmup_batches = min(max(round(hyp["warmup_epochs"] * batches_per_epoch), 100), limit)
             warmup_batches = 0 if hyp["warmup_epochs"] <= 0 else warmup_batches
         self.warmup_batches = warmup_batches
