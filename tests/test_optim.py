@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
+import signal
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -275,3 +278,24 @@ def test_a_run_that_was_cut_before_its_end_trains_nothing_more(hyp, first, best)
     stopper = EarlyStopping(patience=1 if best == 0 else 0)
     stopper.load_state_dict({"best_fitness": 0.5, "best_epoch": best})
     assert fit(make_engine(hyp), 3, never, never, never, never, stopper, first_epoch=first) == 0
+
+
+def test_a_signal_during_validation_stops_after_the_epoch_is_saved(hyp):
+    trained, saved = [], []
+
+    def evaluate(epoch: int) -> tuple[float, dict]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0.5, {}
+
+    def train_epoch(epoch: int, stop) -> dict:
+        trained.append(epoch)
+        return {}
+
+    def save(epoch: int, names: Sequence[str]) -> None:
+        saved.append(epoch)
+
+    engine = make_engine(hyp)
+    engine.balancer.end_epoch = lambda: None
+    with pytest.raises(KeyboardInterrupt):
+        fit(engine, 3, train_epoch, evaluate, lambda *_: None, save, EarlyStopping())
+    assert trained == [0] and saved == [-1, 0]

@@ -88,6 +88,7 @@ def fit(
             if main and first_epoch == 0:
                 save(-1, ("last",))
             for epoch in range(first_epoch, epochs):
+                stop.check()  # a signal that came in the validation before: that epoch is saved
                 trained = train_epoch(epoch, stop)
                 final, early = epoch == epochs - 1, False
                 measured = evaluate(epoch)
