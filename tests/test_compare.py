@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -9,14 +10,18 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_data import make_data
+from tiny_weights import save_cfg
 
 import compare_joint
+import train_joint
+import val_joint
 from compare.disagreements import right_box
 from compare.report import write_report
 from compare.results import (
@@ -220,20 +225,52 @@ def test_the_report_has_what_was_measured_and_loads_nothing(data, tmp_path):
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def tiny(tmp_path) -> str:
+    """What `--model` names: the beginning of the yamls of tiny networks."""
+    for ending in ("", "_cls"):
+        save_cfg(tmp_path / f"tiny{ending}.yaml", f"yolov5n{ending}")
+    return str(tmp_path / "tiny")
+
+
+def run_here(command: list[str], stdout, **_) -> SimpleNamespace:
+    """In place of `subprocess.run`: a script in this process, without the seconds that a start takes."""
+    script = {"train_joint.py": train_joint, "val_joint.py": val_joint}[Path(command[1]).name]
+    code = 0
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
+        try:
+            script.main(script.parse_opt(command[2:]))
+        except SystemExit as end:
+            code = end.code
+    return SimpleNamespace(returncode=code)
+
+
+@pytest.fixture
+def here(monkeypatch) -> None:
+    monkeypatch.setattr("compare.runs.subprocess", SimpleNamespace(run=run_here, STDOUT=subprocess.STDOUT))
+
+
 @pytest.mark.slow
-def test_one_that_fails_is_alone_and_one_that_was_cut_goes_on(data, tmp_path):
+def test_a_run_is_two_commands_and_one_that_fails_is_alone(data, tiny, tmp_path):
     strategies = [parse_strategy("bad=--balancer nothing"), parse_strategy("detach")]
-    bad, good = jobs = plan(strategies, [0], {"published": data}, "yolov5n", TINY, tmp_path / "out")
-    said = []
-    failed = run_all(jobs, ["cpu"], said.append)
+    bad, good = jobs = plan(strategies, [0], {"published": data}, tiny, TINY, tmp_path / "out")
+    failed = run_all(jobs, ["cpu"], lambda _: None)
     assert list(failed) == [bad.name] and "invalid choice: 'nothing'" in failed[bad.name]
     assert good.finished and not bad.finished
-    first = read_run(good)
-    assert first.figures["map50"] is not None and len(first.epochs) == 2
-
-    assert list(run_all(jobs, ["cpu"], said.append)) == [bad.name]  # tried again; the finished one is left alone
-    assert any("finished before" in line for line in said)
     assert good.log.read_text().count("$ ") == 2
+    assert read_run(good).figures["map50"] is not None and len(read_run(good).epochs) == 2
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_alone_a_failed_one_tried_again_a_cut_one_goes_on(data, tiny, tmp_path, here):
+    strategies = [parse_strategy("bad=--balancer nothing"), parse_strategy("detach")]
+    bad, good = jobs = plan(strategies, [0], {"published": data}, tiny, TINY, tmp_path / "out")
+    said = []
+    assert list(run_all(jobs, ["cpu"], said.append)) == [bad.name]
+    first = read_run(good)
+    assert list(run_all(jobs, ["cpu"], said.append)) == [bad.name]
+    assert any("finished before" in line for line in said)
+    assert good.log.read_text().count("$ ") == 2 and bad.log.read_text().count("$ ") == 2
 
     # As if it had been cut in its second epoch
     for name in ("finished.json", "val"):
@@ -249,25 +286,14 @@ def test_one_that_fails_is_alone_and_one_that_was_cut_goes_on(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_on_folds(data, tmp_path, monkeypatch):
-    args = [
-        "--data",
-        str(data),
-        "--strategies",
-        "det-only",
-        "--seeds",
-        "1",
-        "--folds",
-        "2",
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    args += ["--group-regex", r"^(\d)", "--device", "cpu", "--epochs", "1", *TINY[2:]]
+def test_the_command_on_folds(data, tiny, tmp_path, monkeypatch, here):
+    args = ["--data", str(data), "--strategies", "det-only", "--seeds", "1", "--folds", "2", "--model", tiny]
+    args += ["--out", str(tmp_path / "o"), "--group-regex", r"^(\d)", "--device", "cpu", "--epochs", "1", *TINY[2:]]
     monkeypatch.setattr("sys.argv", ["compare_joint.py", *args])
     assert compare_joint.main(*compare_joint.parse_opt(args)) == 0
     assert "fold0, fold1" in (tmp_path / "o" / "report.md").read_text()
     with pytest.raises(ValueError, match="holds other folds"):
-        compare_joint.main(*compare_joint.parse_opt([*args[:7], "3", *args[8:]]))
+        compare_joint.main(*compare_joint.parse_opt([*args, "--folds", "3"]))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A weight file with random weights, which the tests of detection share."""
+"""The yaml of a tiny network, and a weight file with random weights, which the tests of detection share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import torch
 
 from models.yolo import Model
 from utils.system.paths import ROOT
-from utils.system.yamls import load_yaml
+from utils.system.yamls import load_yaml, save_yaml
 from utils.weights.checkpoint import save_checkpoint
 
 NAMES = {0: "cat", 1: "MR", 2: "dog"}
 VIEWS = {0: "PSAX", 1: "PLAX"}
+
+
+def save_cfg(file: Path, name: str = "yolov5n_cls", width: float = 0.125) -> Path:
+    """The yaml of a network of YOLOv5's form with few channels, for trainings."""
+    save_yaml(file, load_yaml(ROOT / "models" / f"{name}.yaml") | {"width_multiple": width})
+    return file
 
 
 def save_weights(file: Path, joint: bool = True, seed: int = 0) -> Path:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from utils.dataset.config import DataConfig
 from utils.dataset.files import image_to_label_path
@@ -72,6 +71,8 @@ def grouped_parts(index: DatasetIndex, groups: np.ndarray, shares: Sequence[floa
     Raises:
         ValueError: shares that are none, or fewer groups than parts.
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # a slow import that few runs need
+
     shares = np.asarray(shares, np.float64)
     if len(shares) < 2 or not (shares > 0).all() or abs(shares.sum() - 1) > 1e-6:
         raise ValueError(f"shares {shares.tolist()}: at least two, all above 0, with a sum of 1, are needed")
