@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from two_tasks import TwoTasks, losses_with, train
+from two_tasks import RANDOM, TwoTasks, losses_with, one_of_two, second_of_two, train
 
 from benchmarks import gradnorm_toy
 from models.yolo import Model
@@ -454,44 +454,12 @@ def test_early_users_check(seed):
 
 # ---- several processes ----------------------------------------------------------------------------------------------
 
-RANDOM = ("random", "graddrop")  # rank 0 draws for all
-
-
-def distributed_rank(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    init = f"file://{folder}/rendezvous"
-    torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=world)
-    out = {}
-    for name in BALANCERS:
-        model = TwoTasks()
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        try:
-            balancer = build_balancer(name, 2, model.shared, model.parameters(), interval=2)
-        except ValueError as error:
-            if "pip install" not in str(error):
-                raise
-            continue  # its solver is not there
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        out[name] = []
-        torch.manual_seed(rank)  # ranks draw different numbers
-        for _ in range(8):
-            for part in range(2):
-                rows = slice(32 * part + rank, 32 * part + 32, world)
-                balancer.backward(wrapped(model.x[rows], model.y[rows]), batch_size=32)
-            for p in model.parameters():
-                p.grad /= 64
-            optimizer.step()
-            balancer.step()
-            optimizer.zero_grad()
-            out[name].append(balancer.weights)
-        out[name] = [torch.stack(out[name]), model.trunk[2].weight.detach(), balancer.stats()["cosine"]]
-    torch.save(out, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
 
 @pytest.mark.slow
 def test_two_processes_hold_equal_weights_and_match_one(tmp_path):
-    mp.spawn(distributed_rank, args=(2, str(tmp_path)), nprocs=2)
+    other = mp.spawn(second_of_two, args=(str(tmp_path),), join=False)
+    one_of_two(0, str(tmp_path))
+    other.join()
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert len(first) >= len(BALANCERS) - 2
     for name in first:

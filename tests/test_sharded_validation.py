@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import filecmp
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -15,6 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from tiny_weights import save_weights
+from two_processes import run_as_two
 
 import val_joint
 from models.yolo import Model
@@ -85,12 +85,16 @@ def as_in_training(data: Path, weights: Path, folder: Path, world: World) -> dic
 
 
 def one_of_two(rank: int, data: Path, weights: Path, folder: Path) -> None:
-    os.environ["RANK"] = str(rank)
     rendezvous = f"file://{folder}/rendezvous"
-    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", rendezvous, datetime.timedelta(seconds=60), rank=rank, world_size=2)
     results = as_in_training(data, weights, folder / "two", World(rank, 2))
     assert bool(results) == (rank == 0)
     torch.distributed.destroy_process_group()
+
+
+def second_of_two(_: int, *args: Path) -> None:
+    os.environ["RANK"] = "1"
+    one_of_two(1, *args)
 
 
 def assert_same_files(one: Path, two: Path) -> None:
@@ -111,7 +115,9 @@ def test_two_processes_validate_as_one_does(data, weights, tmp_path):
     results = as_in_training(data, weights, tmp_path / "one", World())
     assert results["counts"]["images"] == len(SIZES) and results["image"]["unknown"] == 2
     assert all(value > 0 for value in results["losses"].values()) and results["detection"]["map50"] > 0
-    mp.spawn(one_of_two, args=(data, weights, tmp_path), nprocs=2)
+    other = mp.spawn(second_of_two, args=(data, weights, tmp_path), join=False)
+    one_of_two(0, data, weights, tmp_path)
+    other.join()
     assert_same_files(tmp_path / "one", tmp_path / "two")
     names = {f.name for f in (tmp_path / "two" / "labels").iterdir()}
     assert len(names) == len(SIZES)  # two pictures of one name have a file each
@@ -120,26 +126,14 @@ def test_two_processes_validate_as_one_does(data, weights, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_shares_the_command_line(data, weights, tmp_path):
-    script = [str(ROOT / "val_joint.py"), "--data", str(data), "--weights", str(weights), "--img", "96", "--save-txt"]
-    script += [
-        "--batch-size",
-        str(BATCH),
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-        "--project",
-        str(tmp_path),
-        "--save-hybrid",
-    ]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for name, command in (("one", [sys.executable]), ("two", torchrun)):
-        command = [*command, *script, "--name", name]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("mAP50-95") == 1  # one voice
+def test_two_processes_share_the_command_line(data, weights, tmp_path, capsys):
+    args = ["--data", str(data), "--weights", str(weights), "--img", "96", "--batch-size", str(BATCH), "--workers", "0"]
+    args += ["--device", "cpu", "--project", str(tmp_path), "--save-txt", "--save-hybrid", "--name"]
+    val_joint.main(val_joint.parse_opt([*args, "one"]))
+    assert capsys.readouterr().out.count("mAP50-95") == 1
+    args += ["two"]
+    _, other = run_as_two(str(ROOT / "val_joint.py"), args, lambda: val_joint.main(val_joint.parse_opt(args)))
+    assert capsys.readouterr().out.count("mAP50-95") == 1 and not other  # one voice
     assert sorted(f.name for f in tmp_path.iterdir() if f.is_dir()) == ["one", "two"]
     assert_same_files(tmp_path / "one", tmp_path / "two")
 

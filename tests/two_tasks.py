@@ -1,11 +1,16 @@
-"""A small model with two tasks, and a training loop for it."""
+"""A small model with two tasks, and training loops for it, of one process and of two."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from utils.balancing import BALANCERS, build_balancer
+
+RANDOM = ("random", "graddrop")  # rank 0 draws for all
 
 
 class TwoTasks(nn.Module):
@@ -65,3 +70,42 @@ def losses_with(w: nn.Parameter, norms: Sequence[float], values: Sequence[float]
     """Scalar losses of the given values, whose gradients with respect to w [1] are the given norms; 0 is absent."""
     change = (w - w.detach()).sum()
     return [(g * change + v) if v else 0 * w.sum() for g, v in zip(norms, values, strict=True)]
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    """Train with every balancer on half of each batch; writes FOLDER/RANK.pt: weights per step, W, cosine."""
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", datetime.timedelta(seconds=60), rank=rank, world_size=2
+    )
+    out = {}
+    for name in BALANCERS:
+        model = TwoTasks()
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        try:
+            balancer = build_balancer(name, 2, model.shared, model.parameters(), interval=2)
+        except ValueError as error:
+            if "pip install" not in str(error):
+                raise
+            continue  # its solver is not there
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        weights = []
+        torch.manual_seed(rank)  # ranks draw different numbers
+        for _ in range(8):
+            for part in range(2):
+                rows = slice(32 * part + rank, 32 * part + 32, 2)
+                balancer.backward(wrapped(model.x[rows], model.y[rows]), batch_size=32)
+            for p in model.parameters():
+                p.grad /= 64
+            optimizer.step()
+            balancer.step()
+            optimizer.zero_grad()
+            weights.append(balancer.weights)
+        out[name] = [torch.stack(weights), model.trunk[2].weight.detach(), balancer.stats()["cosine"]]
+    torch.save(out, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def second_of_two(_: int, folder: str) -> None:
+    """As a process of its own, which imports little."""
+    torch.set_num_threads(1)
+    one_of_two(1, folder)
