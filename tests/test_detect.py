@@ -237,8 +237,9 @@ def test_same_names_from_different_folders_do_not_meet(tmp_path):
     ]
 
 
-def test_results_are_one_to_one_with_inputs(weights, pictures, tmp_path, capsys):
+def test_results_are_one_to_one_with_inputs(weights, pictures, tmp_path, capsys, monkeypatch):
     """Equal names in two folders, frames named as pictures are, other case, other suffix: nothing is overwritten."""
+    monkeypatch.setattr("utils.results.feature_maps.TILE", 4)  # smaller pictures of each layer
     source = tmp_path / "source"
     data = next(f for f in sorted(pictures.iterdir()) if f.suffix == ".png").read_bytes()
     for name in (

@@ -24,6 +24,12 @@ def pictures(tmp_path):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch, request):
+    if request.function is not test_grid:
+        monkeypatch.setattr("utils.results.feature_maps.TILE", 8)
+
+
 def run(weights, source, tmp_path, **options):
     options = {"imgsz": 96, "device": "cpu", "nosave": True, "visualize": True} | options
     return detect.run(weights, source, project=tmp_path / "runs", **options)

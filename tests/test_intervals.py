@@ -52,7 +52,7 @@ def test_percentiles_against_the_binomial_distribution():
     right = np.arange(40) < 28
     true = np.arange(40) % 2
     image = (VIEWS, true, np.where(right, true, 1 - true))
-    out = group_intervals(collected(right.tolist(), true.tolist()), [str(i) for i in range(40)], 3000, image)
+    out = group_intervals(collected(right.tolist(), true.tolist()), [str(i) for i in range(40)], 1000, image)
     assert out["image"]["accuracy"] == pytest.approx(binom.ppf([0.025, 0.975], 40, 0.7) / 40, abs=0.026)
 
 

@@ -48,7 +48,7 @@ def test_every_balancer_trains_and_resumes_where_it_was_cut(name, tmp_path):
     start = [x.item() for x in whole.losses()]
     train(whole, balancers[0], 10, edit=drop_a_task, micro=2)
     balancers[0].end_epoch()
-    want = train(whole, balancers[0], 30, 10, edit=drop_a_task, micro=2)
+    want = train(whole, balancers[0], 20, 10, edit=drop_a_task, micro=2)
     train(cut, balancers[1], 10, edit=drop_a_task, micro=2)
     balancers[1].end_epoch()
     train(cut, balancers[1], 14, 10, edit=drop_a_task, micro=2)
@@ -57,7 +57,7 @@ def test_every_balancer_trains_and_resumes_where_it_was_cut(name, tmp_path):
     saved = torch.load(tmp_path / "last.pt", weights_only=True)
     later.load_state_dict(saved["model"])
     balancers[2].load_state_dict(saved["balancer"])
-    got = train(later, balancers[2], 30, 14, edit=drop_a_task, micro=2)
+    got = train(later, balancers[2], 20, 14, edit=drop_a_task, micro=2)
     torch.testing.assert_close(torch.stack(got), torch.stack(want[4:]), rtol=0, atol=0)
     torch.testing.assert_close(later.state_dict(), whole.state_dict(), rtol=0, atol=0)
     assert sum(x.item() for x in whole.losses()) < sum(start)

@@ -60,6 +60,22 @@ def history(folder: Path) -> list[dict]:
     return json.loads((folder / "training_history.json").read_text())["epochs"]
 
 
+@pytest.fixture(scope="module")
+def trained(data, tiny_cfg, tmp_path_factory) -> Path:
+    """The folder of a run of one epoch, which no test may change."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(data, tiny_cfg, folder, epochs=1, noplots=True)
+    return folder / "exp"
+
+
+@pytest.fixture(scope="module")
+def uncut(data, tiny_cfg, tmp_path_factory) -> Path:
+    """The folder of a run of three epochs, which no test may change."""
+    folder = tmp_path_factory.mktemp("uncut")
+    train(data, tiny_cfg, folder, epochs=3, noplots=True)
+    return folder / "exp"
+
+
 @pytest.mark.parametrize(("optimizer", "momentum", "warmup"), [("Muon", 0.1, 2), ("SGD", 0.03, 25)])
 def test_short_runs_warm_up_fast_and_their_statistics_follow(data, tiny_cfg, tmp_path, optimizer, momentum, warmup):
     words = arguments(data, tiny_cfg, tmp_path, optimizer=optimizer, epochs=100)
@@ -152,12 +168,12 @@ def test_plain_detection_data(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("tuning", "at"), [(False, 1), (False, 3), (True, 3), (False, 4)])
-def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch, tuning, at):
+def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch, request, tuning, at):
     options = {"epochs": 3, "noplots": True}
     if tuning:
-        train(data, tiny_cfg, tmp_path, epochs=1, name="start", noplots=True, noval=True)
-        options["weights"] = tmp_path / "start/weights/last.pt"
-    train(data, tiny_cfg, tmp_path, name="uncut", **options)
+        options["weights"] = request.getfixturevalue("trained") / "weights/last.pt"
+        train(data, tiny_cfg, tmp_path, name="uncut", **options)
+    whole = tmp_path / "uncut" if tuning else request.getfixturevalue("uncut")
     saved = train_joint.save_checkpoint
     calls = []
 
@@ -173,23 +189,21 @@ def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch
         train(data, tiny_cfg, tmp_path, name="cut", **options)
     monkeypatch.setattr(train_joint, "save_checkpoint", saved)
     train_joint.main(train_joint.parse_opt(["--resume", str(tmp_path / "cut/weights/last.pt"), "--device", "cpu"]))
-    uncut, resumed = history(tmp_path / "uncut"), history(tmp_path / "cut")
-    assert [r["epoch"] for r in resumed] == [0, 1, 2]
-    for a, b in zip(uncut, resumed, strict=True):
+    assert [r["epoch"] for r in history(tmp_path / "cut")] == [0, 1, 2]
+    for a, b in zip(history(whole), history(tmp_path / "cut"), strict=True):
         assert a["train"] == b["train"] and a["task_weights"] == b["task_weights"] and a["metrics"] == b["metrics"]
-    a, b = ((tmp_path / n / "balancer_trace.csv").read_text().splitlines() for n in ("uncut", "cut"))
+    a, b = ((run / "balancer_trace.csv").read_text().splitlines() for run in (whole, tmp_path / "cut"))
     assert a == b and len(a) == 1 + 9  # of nine optimiser steps
-    a, b = (load_checkpoint(tmp_path / n / "weights/last.pt").state_dict for n in ("uncut", "cut"))
+    a, b = (load_checkpoint(run / "weights/last.pt").state_dict for run in (whole, tmp_path / "cut"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     with pytest.raises(ValueError, match="finished"):
         train_joint.main(train_joint.parse_opt(["--resume", str(tmp_path / "cut/weights/last.pt")]))
 
 
 @pytest.mark.slow
-def test_result_does_not_depend_on_the_number_of_workers(data, tiny_cfg, tmp_path):
-    for workers in (0, 2):
-        train(data, tiny_cfg, tmp_path, epochs=1, workers=workers, name=f"w{workers}", noplots=True)
-    a, b = (history(tmp_path / f"w{n}")[0] for n in (0, 2))
+def test_result_does_not_depend_on_the_number_of_workers(data, tiny_cfg, tmp_path, trained):
+    train(data, tiny_cfg, tmp_path, epochs=1, workers=2, noplots=True)
+    a, b = (history(run)[0] for run in (trained, tmp_path / "exp"))
     assert a["train"] == b["train"] and a["metrics"] == b["metrics"]
 
 
@@ -226,13 +240,10 @@ def test_ctrl_c_leaves_a_usable_checkpoint(data, tiny_cfg, tmp_path):
     assert checkpoint.train_state is not None and checkpoint.epoch >= -1
 
 
-def test_transfer_and_freeze(data, tiny_cfg, tmp_path, capsys):
-    train(data, tiny_cfg, tmp_path, epochs=1, noplots=True)
-    best = tmp_path / "exp/weights/best.pt"
-    capsys.readouterr()
-    train(data, tiny_cfg, tmp_path, epochs=1, weights=best, freeze=10, noplots=True, name="again")
+def test_transfer_and_freeze(data, tiny_cfg, tmp_path, trained, capsys):
+    train(data, tiny_cfg, tmp_path, epochs=1, weights=trained / "weights/best.pt", freeze=10, noplots=True)
     assert "Transferred" in capsys.readouterr().out
-    a, b = (load_checkpoint(tmp_path / n / "weights/last.pt").state_dict for n in ("exp", "again"))
+    a, b = (load_checkpoint(run / "weights/last.pt").state_dict for run in (trained, tmp_path / "exp"))
     assert torch.equal(a["model.0.conv.weight"], b["model.0.conv.weight"])
     assert not torch.equal(a["model.17.cv3.conv.weight"], b["model.17.cv3.conv.weight"])
 
@@ -412,9 +423,8 @@ def test_two_processes_train_as_one(data, tiny_cfg, tmp_path, off, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("weights", "off", "on"), [([0, 1], "detect", "image_head"), ([1, 0], "image_head", "detect")])
-def test_a_task_of_weight_0_is_not_trained(data, tiny_cfg, tmp_path, weights, off, on):
-    train(data, tiny_cfg, tmp_path, epochs=1, name="start", noplots=True, noval=True)
-    start = tmp_path / "start/weights/last.pt"
+def test_a_task_of_weight_0_is_not_trained(data, tiny_cfg, tmp_path, trained, weights, off, on):
+    start = trained / "weights/last.pt"
     results = train(
         data, tiny_cfg, tmp_path, balancer="fixed", **{"task-weights": weights}, weights=start, noplots=True
     )

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_weights import save_cfg
 from torch import nn
 
 import detect
@@ -321,13 +322,13 @@ def test_flags_are_yolov5s(golden):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """An untrained yolov5n_cls for two object and two image classes."""
+    """An untrained tiny network for two object and two image classes."""
     from models.yolo import Model
     from utils.weights.checkpoint import save_checkpoint
 
     torch.manual_seed(0)
-    model = Model("yolov5n_cls.yaml", nc=2, cls_nc=2)
-    file = tmp_path_factory.mktemp("weights") / "joint.pt"
+    folder = tmp_path_factory.mktemp("weights")
+    file, model = folder / "joint.pt", Model(save_cfg(folder / "tiny_cls.yaml"), nc=2, cls_nc=2)
     record = {
         "format": "yolov5-joint", "version": 1, "epoch": -1, "best_fitness": 0.0, "ema": None, "train_state": None,
         "opt": {}, "hyp": {}, "date": "2026-01-01",
@@ -344,7 +345,7 @@ def test_command_line_with_a_real_network(data, checkpoint, tmp_path, monkeypatc
     yaml = tmp_path / "data.yaml"
     yaml.write_text(json.dumps(data))  # json is yaml
     common = ["--data", str(yaml), "--device", "cpu", "--workers", "0", "--project", str(tmp_path / "runs")]
-    common += ["--batch-size", "4", "--imgsz", "160"]
+    common += ["--batch-size", "4", "--imgsz", "96"]
     val_joint.main(val_joint.parse_opt([*common, "--weights", str(checkpoint), "--half", "--augment", "--verbose"]))
     results = json.loads((tmp_path / "runs" / "exp" / "metrics.json").read_text())
     assert results["image"]["known"] == 4 and results["settings"]["dtype"] == "bfloat16"
