@@ -86,6 +86,7 @@ def test_check_with_random_scale(reference, heart):
         assert recall == pytest.approx((case["bpr"], case["aat"]), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_scanned_heart_gives_the_same_sizes(shared, reference):
     # fault 1: with image rows as boxes the reference reports half the recall here
     index = scan_dataset([str(shared / "heart" / "train" / "images")], 4, 3, cache=False, verbose=False)

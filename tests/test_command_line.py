@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_weights import save_weights
 
 import check_data
 import detect
@@ -199,14 +200,13 @@ READS = [  # files that a script opens
 @pytest.mark.parametrize(("name", "option"), READS)
 def test_every_script_ends_in_a_sentence_at_broken_places(name, option, tmp_path):
     script = SCRIPTS[name]
+    weights = save_weights(tmp_path / "w.pt")
     for place in broken_places(tmp_path).values():
         opt = script.parse_opt([*REQUIRED.get(name, []), option, str(place)])
         if hasattr(opt, "project"):
             opt.project = tmp_path / "runs"
         if option == "--source":
-            from tiny_weights import save_weights
-
-            opt.weights = save_weights(tmp_path / "w.pt")
+            opt.weights = weights
         with pytest.raises((SystemExit, OSError, ValueError)) as end:
             script.main(opt)
         assert "\n  File" not in str(end.value)
@@ -215,7 +215,6 @@ def test_every_script_ends_in_a_sentence_at_broken_places(name, option, tmp_path
 @pytest.mark.parametrize("project", ["below a file", "loop"])
 def test_results_that_cannot_be_written_are_said(project, tmp_path):
     from coloured_pictures import write_folder
-    from tiny_weights import save_weights
 
     pictures = write_folder(tmp_path / "set") / "images"
     place = broken_places(tmp_path)[project]

@@ -169,6 +169,7 @@ def common(data: Path, tmp_path: Path) -> list[str]:
     return ["--data", str(data), "--img", "64", "--device", "cpu", "--project", str(tmp_path / "runs")]
 
 
+@pytest.mark.slow
 def test_80_classes_without_image_rows(tmp_path, capsys):
     data = draw_set(tmp_path / "set")
     training = [*common(data, tmp_path), "--epochs", "1", "--batch", "3", "--workers", "0", "--noplots", "--amp", "off"]
@@ -409,6 +410,7 @@ def test_loaders_by_yolov5s_names(tmp_path):
 # Numbers --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_parity_of_validation_at_a_users_thresholds(theirs, shared):
     """One mode of the page's table; `benchmarks/parity.py` makes all of it."""
     content = json.loads((theirs / "checkpoint_expected.json").read_text())

@@ -195,6 +195,7 @@ def test_the_way_back(weights, folder):
         run(folder / "fused.pt", "state_dict")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cfg", "name"), [("yolov5s_dual.yaml", "onnx"), ("hub/yolov5n6.yaml", "onnx")])
 def test_other_models(tmp_path, cfg, name):
     torch.manual_seed(0)
@@ -206,6 +207,7 @@ def test_other_models(tmp_path, cfg, name):
     assert largest_difference(load_model(file)(images), load_model(weights)(images)) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights/yolov5n_wild.pt"])
 def test_checkpoints_of_yolov5(shared, tmp_path, name):
     weights = tmp_path / Path(name).name

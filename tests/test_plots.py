@@ -340,7 +340,7 @@ def test_plot_task_weights(tmp_path, records):
     assert size_of(plot_task_weights(records, tmp_path / "w.png")) == (2250, 1275)
 
 
-@pytest.mark.parametrize("ratio", ["1.1", ""])
+@pytest.mark.parametrize("ratio", [pytest.param("1.1", marks=pytest.mark.slow), ""])
 def test_plot_task_weights_with_each_update(tmp_path, ratio):
     header = "epoch,step,loss/det,loss/image,norm/det,norm/image,weight/det,weight/image,ratio/det,ratio/image,cosine"
     rows = [f"{k // 4},{k + 1},0.1,0.5,0.2,{'' if k == 3 else 0.7},1.5,0.5,{ratio},{ratio},0.1" for k in range(9)]
@@ -354,7 +354,7 @@ def test_plot_task_weights_needs_a_record(tmp_path):
         plot_task_weights([], tmp_path / "w.png")
 
 
-@pytest.mark.parametrize("n", [1, 4, 80])
+@pytest.mark.parametrize("n", [1, 4, pytest.param(80, marks=pytest.mark.slow)])
 def test_class_curves(tmp_path, n):
     px = np.linspace(0, 1, 100)
     py = np.stack([1 - px ** (k + 1) for k in range(n)])
@@ -394,7 +394,9 @@ def test_plot_confusion_matrix_refuses_other_shapes(tmp_path):
         plot_confusion_matrix(np.zeros((3, 3)), NAMES, "", tmp_path / "m.png")
 
 
-@pytest.mark.parametrize(("views", "nc", "per_picture"), [(VIEWS, 4, 1), (VIEWS, 80, 7), ({}, 4, 0)])
+@pytest.mark.parametrize(
+    ("views", "nc", "per_picture"), [(VIEWS, 4, 1), pytest.param(VIEWS, 80, 7, marks=pytest.mark.slow), ({}, 4, 0)]
+)
 def test_plot_labels(tmp_path, views, nc, per_picture):
     rng, n = np.random.default_rng(0), 30
     boxes = rng.uniform(0.1, 0.6, (n * per_picture, 4))

@@ -424,6 +424,7 @@ def test_shared_pictures(tmp_path):
 # --- the real set ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_heart(shared, monkeypatch):
     monkeypatch.setattr(dataset_index, "writable", lambda folder: False)  # nothing is ever written there
     train = shared / "heart" / "train"

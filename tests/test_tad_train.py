@@ -84,11 +84,12 @@ def train(data: Path, cfg: Path, project: Path, *more: str) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(data, cfg, tmp_path_factory):
-    return train(data, cfg, tmp_path_factory.mktemp("runs"))
+    return train(data, cfg, tmp_path_factory.mktemp("runs"), "--noplots")
 
 
 @pytest.mark.slow
-def test_what_a_run_leaves(trained):
+def test_what_a_run_leaves(data, cfg, tmp_path):
+    trained = train(data, cfg, tmp_path)
     names = {
         "weights/best.pt", "weights/last.pt", "results.csv", "training_history.json", "training_curves.png",
         "TRAINING_SUMMARY.md", "timelines.png", "map_over_tiou.png", "false_positives.png", "detections.json",

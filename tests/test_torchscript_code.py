@@ -254,7 +254,7 @@ class CachedDetect(Detect):
         return torch.cat(rows, 1)
 
 
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("half", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", [Detect, CachedDetect])
 def test_files_of_yolov5(tmp_path, kind, half):
     """They do not say whether they take any size, so this is tried."""
@@ -306,6 +306,7 @@ def test_layers_of_torch(tmp_path):
         assert torch.allclose(model(x)[0], network(x), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hub/yolov5s-ghost", "hub/yolov5s-transformer", "hub/yolov3-spp", "yolov5s_dual"])
 def test_layers_of_ours(tmp_path, name):
     joint = name == "yolov5s_dual"

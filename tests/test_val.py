@@ -341,6 +341,7 @@ def checkpoint(tmp_path_factory) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_command_line_with_a_real_network(data, checkpoint, tmp_path, monkeypatch, capsys):
     yaml = tmp_path / "data.yaml"
     yaml.write_text(json.dumps(data))  # json is yaml
@@ -363,6 +364,7 @@ def test_command_line_with_a_real_network(data, checkpoint, tmp_path, monkeypatc
         assert [row["imgsz"] for row in csv.DictReader(f)] == ["64", "96"]
 
 
+@pytest.mark.slow
 def test_reference_network_on_real_pictures(theirs, shared, tmp_path):
     """The reference's checkpoint on 183 pictures: its metrics, its confusion matrix, and what pycocotools says."""
     weights = theirs / "yolov5n_heart_det.pt"

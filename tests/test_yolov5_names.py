@@ -149,6 +149,7 @@ def test_plot_images_takes_fractions_and_pixels(tmp_path, pixels):
     assert cv2.imread(str(tmp_path / "same.png")).mean() > 100
 
 
+@pytest.mark.slow
 def test_plot_results_writes_results_png(tmp_path):
     rows = ["epoch, train/box_loss, metrics/mAP_0.5", "0, 0.1, 0.2", "1, 0.05, 0.3"]
     (tmp_path / "results.csv").write_text("\n".join(rows))
