@@ -9,10 +9,14 @@ Sources: a picture, a folder, a glob, a list file (.txt), a video, a stream (rts
 from __future__ import annotations
 
 import argparse
+import time
+from contextlib import closing
 from pathlib import Path
 
-from utils.system.arguments import filled_in, parse_words
+from utils.system.arguments import MEASURED, filled_in, parse_words
 from utils.system.paths import ROOT, increment_path
+
+READERS = 2  # threads that decode pictures ahead
 
 
 def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
@@ -30,6 +34,9 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
     parser.add_argument("--data", type=str, default=ROOT / "data/coco128.yaml", help="names for weights without names")
     parser.add_argument(
         "--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640], help="size, or height width"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=-1, help="pictures a pass; -1: what suits the device and their size"
     )
     parser.add_argument("--conf-thres", type=float, default=0.25, help="confidence threshold")
     parser.add_argument("--iou-thres", type=float, default=0.45, help="IoU threshold of non-max suppression")
@@ -73,7 +80,7 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
     parser.add_argument("--half", action="store_true", help="half precision: float16 on CUDA, bfloat16 on a processor")
     parser.add_argument("--dnn", action="store_true", help="run ONNX weights through OpenCV")
     parser.add_argument("--vid-stride", type=int, default=1, help="use every n-th frame of videos and streams")
-    return parse_words(parser, args, known)
+    return parse_words(parser, args, known, ranges=MEASURED)
 
 
 if __name__ == "__main__":
@@ -86,6 +93,7 @@ import torch
 
 from models.export.readers import heed_options, input_size
 from models.load import find_weights, load_model, name_classes
+from models.pipeline import Draw, Found, find
 from models.predictor import Predictor
 from utils.results.clips import ClipSummaries
 from utils.results.detections import ResultWriter, draw, summary
@@ -93,7 +101,7 @@ from utils.results.feature_maps import FeatureMaps
 from utils.results.frames import Frame
 from utils.results.sources import open_source
 from utils.system.command_line import one_sentence
-from utils.system.devices import describe_device, half_dtype, select_device, use_all_cores
+from utils.system.devices import describe_device, half_dtype, memory_format, select_device, use_all_cores
 from utils.system.display import can_show
 from utils.system.voice import say, warn
 from utils.weights.checkpoint import load_checkpoint, strip_checkpoint
@@ -120,57 +128,52 @@ def run(
         ValueError: An argument out of range, or no picture of the source could be read.
     """
     given = {"weights": weights, "source": source, "data": data, "imgsz": imgsz}
-    opt = filled_in(parse_opt([]), given | options, "detect")
+    opt = filled_in(parse_opt([]), given | options, "detect", MEASURED)
     predictor, imgsz = _load_predictor(opt)
     names, cls_names = predictor.model.names, predictor.model.cls_names
     features, view_img = _feature_maps(predictor.model) if opt.visualize else None, opt.view_img
 
-    with open_source(source, opt.vid_stride) as frames:
+    looked, began = 0, time.perf_counter()
+    with open_source(source, opt.vid_stride, readers=READERS) as frames:
         if view_img or frames.live:
             view_img = can_show(warn=view_img)
         save_dir = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
         clips = ClipSummaries(save_dir, names, cls_names, opt.vid_stride, not opt.nosave) if opt.clip_summary else None
         with ResultWriter(save_dir, names, cls_names, save_csv=opt.save_csv) as writer:
+            draws = not opt.nosave or view_img
+            draw_on = _drawing(opt, names, cls_names) if draws else lambda *_: None
             try:
-                for i, frame, detections, probs, ms in _detect_all(predictor, frames, imgsz, features):
-                    h, w = predictor.shape[2:]
-                    say(f"{frame.title}: {h}x{w} {summary(detections, probs, names, cls_names)}, {ms:.1f}ms")
-                    if opt.save_txt:
-                        answer = None if opt.objects_only else probs
-                        writer.write_label(frame, detections, answer, opt.save_conf, opt.save_format)
-                    if opt.save_csv:
-                        writer.write_rows(frame, detections, probs)
-                    if clips:
-                        clips.add(frame, detections, probs)
-                    if opt.save_crop:
-                        writer.write_crops(frame, detections)
-                    if features:
-                        features.save(i, save_dir / writer.name(frame))
-                    if opt.nosave and not view_img:
-                        continue
-                    args = names, cls_names, opt.line_thickness, opt.hide_labels, opt.hide_conf
-                    drawn = draw(frame.image, detections, probs, *args)
-                    if not opt.nosave:
-                        writer.write_picture(frame, drawn)
-                    if view_img and _show(frame, drawn):
-                        break
+                with closing(find(predictor, frames, imgsz, draw_on, one_by_one=opt.visualize)) as answers:
+                    for found in answers:
+                        looked += 1
+                        words = summary(found.detections, found.probs, names, cls_names)
+                        say(f"{found.frame.title}: {found.sides[0]}x{found.sides[1]} {words}, {found.ms:.1f}ms")
+                        _write(found, writer, opt)
+                        if clips:
+                            clips.add(found.frame, found.detections, found.probs)
+                        if features:
+                            features.save(0, save_dir / writer.name(found.frame))
+                            features.clear()
+                        if view_img and _show(found.frame, found.drawn):
+                            break
             except KeyboardInterrupt:
                 say("stopped by the user; what was written so far is complete")
 
     if frames.problems:
         say("\n  ".join([f"{len(frames.problems)} not read and left out:", *frames.problems]))
-        if not predictor.seen:
+        if not looked:
             raise ValueError(f"--source {source}: nothing in it could be read")
     if clips:
         clips.finish()
     prepare, infer, suppress = predictor.milliseconds()
+    rate = looked / (time.perf_counter() - began)
     shape = (1, *predictor.shape[1:])
     say(f"Speed: {prepare:.1f}ms pre-process, {infer:.1f}ms inference, {suppress:.1f}ms NMS per image at shape {shape}")
     if opt.save_txt:
         say(f"{writer.written['label file']} labels saved to {save_dir / 'labels'}")
     if features:
         say(f"Feature maps of each layer saved to a folder for each picture in {save_dir}")
-    say(f"{frames.summary()}, {predictor.seen} frames looked at; written: {writer.summary()}")
+    say(f"{frames.summary()}, {looked} frames looked at; written: {writer.summary()}; {rate:.1f} frames a second")
     say(f"Results saved to {save_dir}")
     if opt.update:
         for file in map(find_weights, _files(weights)):
@@ -191,21 +194,30 @@ def _load_predictor(opt: argparse.Namespace) -> tuple[Predictor, tuple[int, int]
     nms = {"conf_thres": opt.conf_thres, "iou_thres": opt.iou_thres}
     nms |= {"max_det": opt.max_det, "agnostic": opt.agnostic_nms}
     dtype = half_dtype(device) if heed_options(model, opt.weights, opt.half, opt.dnn, opt.augment, nms) else None
-    predictor = Predictor(model, device, dtype, augment=opt.augment, classes=opt.classes, **nms)
+    layout = memory_format(device, dtype)
+    model.to(memory_format=layout)
+    predictor = Predictor(model, device, dtype, layout, opt.augment, max(opt.batch_size, 0), classes=opt.classes, **nms)
     predictor.warm_up((1, 3, *imgsz))
     return predictor, imgsz
 
 
-def _detect_all(predictor: Predictor, frames, imgsz: tuple[int, int], features: FeatureMaps | None):
-    """(place in its batch, frame, detections [n,6], probabilities or None, milliseconds of inference) per frame."""
-    for batch in frames:
-        if features:
-            features.clear()
-        before = predictor.clock.seconds["inference"]
-        found, probs = predictor([f.image for f in batch], imgsz, auto=True, bgr=True)
-        ms = (predictor.clock.seconds["inference"] - before) / len(batch) * 1e3
-        for i, frame in enumerate(batch):
-            yield i, frame, _whole_pixels(found[i]), None if probs is None else probs[i].cpu().numpy(), ms
+def _drawing(opt: argparse.Namespace, names: dict[int, str], cls_names: dict[int, str]) -> Draw:
+    """What draws the answers on a copy of a frame, as the options say."""
+    args = names, cls_names, opt.line_thickness, opt.hide_labels, opt.hide_conf
+    return lambda frame, detections, probs: draw(frame.image, detections, probs, *args)
+
+
+def _write(found: Found, writer: ResultWriter, opt: argparse.Namespace) -> None:
+    """All that is asked for of a frame."""
+    frame, detections, probs = found.frame, found.detections, found.probs
+    if opt.save_txt:
+        writer.write_label(frame, detections, None if opt.objects_only else probs, opt.save_conf, opt.save_format)
+    if opt.save_csv:
+        writer.write_rows(frame, detections, probs)
+    if opt.save_crop:
+        writer.write_crops(frame, detections)
+    if not opt.nosave:
+        writer.write_picture(frame, found.drawn)
 
 
 def _feature_maps(model: torch.nn.Module) -> FeatureMaps | None:
@@ -228,14 +240,6 @@ def _update(file: Path) -> str:
         return f"YOLOv5 wrote it, so it stays as it is; so does {ours}, which is there already"
     strip_checkpoint(file, ours)
     return f"YOLOv5 wrote it, so it stays as it is; {ours} is the same in our format, without training state"
-
-
-def _whole_pixels(detections: torch.Tensor) -> np.ndarray:
-    """Detections float32 [n,6] with the boxes in whole pixels; boxes under a pixel keep their fractions."""
-    boxes = detections[:, :4]
-    rounded = boxes.round()
-    vanishing = (rounded[:, 2:] <= rounded[:, :2]).any(1, keepdim=True)
-    return torch.cat([torch.where(vanishing, boxes, rounded), detections[:, 4:6]], 1).float().cpu().numpy()
 
 
 def _pair(imgsz) -> list[int]:

@@ -19,7 +19,7 @@ from utils.boxes import make_divisible, xyxy2xywh
 from utils.dataset.pictures import from_array, from_pil, read_picture
 from utils.results.detections import draw, file_name, safe_name, summary
 from utils.results.drawing import save_one_box, write_image
-from utils.system.devices import amp_dtype, autocast
+from utils.system.devices import amp_dtype, autocast, memory_format
 from utils.system.paths import UniqueStems, increment_path
 from utils.system.voice import say
 
@@ -50,6 +50,7 @@ class AutoShape(nn.Module):
         super().__init__()
         self.model = model.eval()
         model = self.network
+        model.to(memory_format=memory_format(device_of(model), None))
         name_classes(model)
         self.names, self.cls_names, self.nc, self.cls_nc = model.names, model.cls_names, model.nc, model.cls_nc
         self.yaml, self.hyp = getattr(model, "yaml", None), getattr(model, "hyp", None)
@@ -97,10 +98,10 @@ class AutoShape(nn.Module):
                 return network(ims.to(device, dtype), augment=augment).boxes
         if _is_list(ims) and not ims:
             raise ValueError("no picture: the list is empty")
+        amp = amp_dtype(device) if self.amp else None
         predictor = Predictor(
-            network, device, amp_dtype(device) if self.amp else None, augment=augment, conf_thres=self.conf,
-            iou_thres=self.iou, classes=self.classes, agnostic=self.agnostic, multi_label=self.multi_label,
-            max_det=self.max_det,
+            network, device, amp, memory_format(device, amp), augment, conf_thres=self.conf, iou_thres=self.iou,
+            classes=self.classes, agnostic=self.agnostic, multi_label=self.multi_label, max_det=self.max_det,
         )  # fmt: skip
         with predictor.clock("preprocess"):
             ims = ims if _is_list(ims) else [ims]

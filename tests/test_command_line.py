@@ -28,7 +28,7 @@ REQUIRED = {"check_data": ["--data", "x.yaml"]}
 def flags(script) -> dict[str, tuple[str, Range]]:
     """Flag and range of each option that has one, by its name."""
     parsed = vars(script.parse_opt(REQUIRED.get(script.__name__, [])))
-    own = MEASURED if script is train_joint else {}
+    own = MEASURED if script in (train_joint, detect) else {}
     return {n: (f"--{n.replace('_', '-')}", {**RANGES, **own}[n]) for n in parsed if n in RANGES}
 
 

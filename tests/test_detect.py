@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 from pathlib import Path
@@ -198,15 +199,15 @@ def test_streams_of_different_sizes(weights, tmp_path):
 
 
 def test_ctrl_c_leaves_whole_results(weights, tmp_path, monkeypatch, capsys):
-    source, predictor = make_video(tmp_path / "clip.avi", 6, 12), Predictor.__call__
+    source, predictor, calls = make_video(tmp_path / "clip.avi", 6, 12), Predictor.__call__, itertools.count()
 
     def interrupted(self, *args, **options):
-        if self.seen == 3:
+        if next(calls) == 3:
             raise KeyboardInterrupt
         return predictor(self, *args, **options)
 
     monkeypatch.setattr(Predictor, "__call__", interrupted)
-    out = run(weights, source, tmp_path)
+    out = run(weights, source, tmp_path, batch_size=1)
     assert "stopped by the user" in capsys.readouterr().out
     assert cv2.VideoCapture(str(out / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
@@ -358,7 +359,7 @@ def test_flags_are_yolov5s(golden):
     opt = vars(detect.parse_opt([]))
     theirs = {o["dest"]: o for o in json.loads((golden / "flags.json").read_text())["detect"]}
     # visualize is in releases before the one measured; the others are ours
-    assert set(opt) == {*theirs, "visualize", "objects_only", "clip_summary"}
+    assert set(opt) == {*theirs, "visualize", "objects_only", "clip_summary", "batch_size"}
     for dest, o in theirs.items():
         ours = opt[dest]
         if o["default_is_path_relative_to_repo_root"]:

@@ -41,7 +41,28 @@ def letterbox(
         The picture, the ratios (width, height), and half of the padding (width, height) before it is rounded: of an
         odd padding the larger half goes to the right and the bottom.
     """
-    height, width = im.shape[:2]
+    ratio, size, (dw, dh), (top, bottom, left, right) = _fit(im.shape, new_shape, auto, scaleFill, scaleup, stride)
+    if size != im.shape[1::-1]:
+        im = cv2.resize(im, size, interpolation=cv2.INTER_LINEAR)
+    if top or bottom or left or right:
+        im = cv2.copyMakeBorder(im, top, bottom, left, right, cv2.BORDER_CONSTANT, value=color)
+    return im, ratio, (dw, dh)
+
+
+def letterboxed_shape(
+    shape: Sequence[int], new_shape: int | Sequence[int] = (640, 640), auto: bool = True, stride: int = 32
+) -> tuple[int, int]:
+    """Height and width of what `letterbox` makes of a picture of that shape."""
+    _, (width, height), _, (top, bottom, left, right) = _fit(shape, new_shape, auto, False, True, stride)
+    return height + top + bottom, width + left + right
+
+
+def _fit(
+    shape: Sequence[int], new_shape: int | Sequence[int], auto: bool, scale_fill: bool, scaleup: bool, stride: int
+) -> tuple[tuple[float, float], tuple[int, int], tuple[float, float], tuple[int, int, int, int]]:
+    """Ratio (width, height), size (width, height), half of the padding (width, height), and the padding at top, bottom,
+    left and right; arguments as of `letterbox`."""
+    height, width = shape[:2]
     new_height, new_width = (new_shape, new_shape) if isinstance(new_shape, (int, np.integer)) else new_shape
     gain = min(new_height / height, new_width / width)
     if not scaleup:
@@ -51,17 +72,13 @@ def letterbox(
     dw, dh = new_width - size[0], new_height - size[1]
     if auto:
         dw, dh = dw % stride, dh % stride
-    elif scaleFill:
+    elif scale_fill:
         dw, dh = 0, 0
         size = (new_width, new_height)
         ratio = (new_width / width, new_height / height)
     dw, dh = dw / 2, dh / 2
-    if size != (width, height):
-        im = cv2.resize(im, size, interpolation=cv2.INTER_LINEAR)
-    top, bottom, left, right = round(dh - 0.1), round(dh + 0.1), round(dw - 0.1), round(dw + 0.1)
-    if top or bottom or left or right:
-        im = cv2.copyMakeBorder(im, top, bottom, left, right, cv2.BORDER_CONSTANT, value=color)
-    return im, ratio, (dw, dh)
+    padding = round(dh - 0.1), round(dh + 0.1), round(dw - 0.1), round(dw + 0.1)
+    return ratio, size, (dw, dh), padding
 
 
 def shift_hsv(im: np.ndarray, multipliers: Sequence[float]) -> np.ndarray:

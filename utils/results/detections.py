@@ -16,7 +16,9 @@ from utils.results.drawing import Annotator, colors, save_one_box, write_image
 from utils.results.fonts import class_name
 from utils.results.frames import Frame
 from utils.system.paths import UniqueStems
+from utils.system.threads import Behind
 
+PICTURE_WRITERS = 2  # threads
 WRITABLE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -118,16 +120,21 @@ class ResultWriter:
         self._videos: dict[str, tuple[cv2.VideoWriter, tuple[int, int]]] = {}
         self._video_frames: Counter[str] = Counter()
         self._table = self._open_table() if save_csv else None
+        # encoding takes longer than drawing: pictures are written side by side, the frames of videos one after another
+        self._pictures, self._frames = Behind(PICTURE_WRITERS, 2 * PICTURE_WRITERS), Behind(1, 2 * PICTURE_WRITERS)
 
     def __enter__(self) -> ResultWriter:
         return self
 
     def __exit__(self, *exc) -> None:
-        self._close_videos()
-        if self._table:
-            self._table.close()
-        self._stems.save(self.save_dir)
-        self._crops.save(self.save_dir / "crops")
+        try:
+            self._pictures.wait()
+            self._close_videos()
+        finally:
+            if self._table:
+                self._table.close()
+            self._stems.save(self.save_dir)
+            self._crops.save(self.save_dir / "crops")
 
     def write_label(
         self, frame: Frame, detections: np.ndarray, probs: np.ndarray | None, with_conf: bool, save_format: int
@@ -172,14 +179,17 @@ class ResultWriter:
                 self.written["crop"] += 1
 
     def write_picture(self, frame: Frame, drawn: np.ndarray) -> None:
-        """A picture under its own name, or the next frame of a video (.mp4) that plays at the source's speed."""
+        """A picture under its own name, or the next frame of a video (.mp4) that plays at the source's speed.
+
+        It is encoded and written by a thread, and there when the writer is left; `drawn` is not to be altered.
+        """
         if frame.mode != "image":
             self._write_video_frame(frame, drawn)
             return
         suffix = Path(file_name(frame.path)).suffix
         file = self.save_dir / (self._stem(frame) + (suffix if suffix.lower() in WRITABLE_SUFFIXES else ".jpg"))
         _refuse_overwriting(file, frame.path)
-        write_image(file, drawn)
+        self._pictures(write_image, file, drawn)
         self.written["picture"] += 1
 
     def _write_video_frame(self, frame: Frame, drawn: np.ndarray) -> None:
@@ -202,13 +212,16 @@ class ResultWriter:
             due = int(frame.seconds * frame.fps) + 1 - self._video_frames[frame.path]
             copies = min(max(due, 0), int(10 * frame.fps))
         for _ in range(copies):
-            video.write(drawn)
+            self._frames(_write_frame, video, drawn)
         self._video_frames[frame.path] += copies
 
     def _close_videos(self) -> None:
-        for video, _ in self._videos.values():
-            video.release()
-        self._videos.clear()
+        try:
+            self._frames.wait()
+        finally:
+            for video, _ in self._videos.values():
+                video.release()
+            self._videos.clear()
 
     def _open_table(self):
         image_columns = ["image_class", "image_prob"] if self.cls_names else []
@@ -248,6 +261,10 @@ class ResultWriter:
     def summary(self) -> str:
         """What was written, in words: `5 label files, 3 pictures`."""
         return ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in self.written.items()) or "nothing"
+
+
+def _write_frame(video: cv2.VideoWriter, drawn: np.ndarray) -> None:
+    video.write(drawn)
 
 
 def file_name(path: str) -> str:

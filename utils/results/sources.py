@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import cv2
+import numpy as np
 
 from utils.dataset.files import find_glob, has_wildcard, is_companion, other_kind, other_kinds, read_list
 from utils.dataset.labels import Problem
@@ -21,8 +22,10 @@ from utils.dataset.pictures import IMG_FORMATS, read_picture
 from utils.results.frames import Frame, Video, open_video
 from utils.results.streams import ScreenSource, StreamSource, is_url, public_name
 from utils.system.files import read_text
+from utils.system.threads import in_order
 from utils.system.voice import say, warn
 
+READ_AHEAD = 4  # pictures
 IMAGE_SUFFIXES = frozenset(IMG_FORMATS)
 VIDEO_SUFFIXES = frozenset(
     ["3g2", "3gp", "asf", "avi", "f4v", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf"]
@@ -30,7 +33,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 
-def open_source(source: str | Path, vid_stride: int = 1) -> FileSource | StreamSource | ScreenSource:
+def open_source(source: str | Path, vid_stride: int = 1, readers: int = 0) -> FileSource | StreamSource | ScreenSource:
     """The source that a `--source` text names.
 
     Args:
@@ -38,6 +41,7 @@ def open_source(source: str | Path, vid_stride: int = 1) -> FileSource | StreamS
             stream, list of streams (`.streams`, or a list file of nothing else), webcam id (`0`), or `screen [number]
             [left top width height]`.
         vid_stride: Use every n-th frame of videos and streams.
+        readers: Threads that decode pictures before they are asked for.
 
     Raises:
         FileNotFoundError: Nothing is there, or nothing of a known type.
@@ -70,7 +74,7 @@ def open_source(source: str | Path, vid_stride: int = 1) -> FileSource | StreamS
     ):
         say(f"{text}: every line of it is a stream, so it is read as a list of streams")
         return StreamSource(lines, vid_stride)
-    return FileSource(text, vid_stride)
+    return FileSource(text, vid_stride, readers)
 
 
 class FileSource:
@@ -85,9 +89,9 @@ class FileSource:
     live = False
     capture: cv2.VideoCapture | None = None
 
-    def __init__(self, source: str, vid_stride: int = 1):
+    def __init__(self, source: str, vid_stride: int = 1, readers: int = 0):
         self.problems: list[str] = []
-        self.vid_stride = vid_stride
+        self.vid_stride, self.readers = vid_stride, readers
         self._passed: list[Problem] = []
         files = self._find(source)
         kinds = {f: _kind(f) or _kind_by_content(f) for f in files}
@@ -118,11 +122,13 @@ class FileSource:
 
     def __iter__(self) -> Iterator[list[Frame]]:
         total = len(self)
-        for i, path in enumerate(self.images, 1):
-            try:
-                image = read_picture(path)
-            except (OSError, ValueError) as e:
-                self._problem(str(e) if str(path) in str(e) else f"{path}: {e}")
+        if self.readers:
+            pictures = in_order(_picture_or_fault, self.images, self.readers, ahead=READ_AHEAD)
+        else:
+            pictures = map(_picture_or_fault, self.images)
+        for i, (path, image) in enumerate(zip(self.images, pictures, strict=True), 1):
+            if isinstance(image, Exception):
+                self._problem(str(image) if str(path) in str(image) else f"{path}: {image}")
                 continue
             yield [Frame(image, path, "image", f"image {i}/{total} {path}")]
         for i, path in enumerate(self.videos, len(self.images) + 1):
@@ -192,6 +198,14 @@ class FileSource:
     def _problem(self, text: str) -> None:
         self.problems.append(text)
         warn(f"{text}; left out")
+
+
+def _picture_or_fault(path: str) -> np.ndarray | Exception:
+    """The picture, BGR, or why it is none: of the error of one the next ones need not be lost."""
+    try:
+        return read_picture(path)
+    except (OSError, ValueError) as e:
+        return e
 
 
 def _is_stream(text: str) -> bool:
