@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 # Small networks gain nothing from threads, and lose much where tests run beside one another. PyTorch reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 SHARED = Path(os.environ.get("YOLOV5_JOINT_SHARED", ROOT.parent / "shared"))
 
 
@@ -59,3 +62,10 @@ def theirs(shared: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the reference's checkpoint in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def second() -> Iterator[Pool]:
+    """A process beside the tests' own, for `two_processes`: started once, since its imports take seconds."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        yield pool

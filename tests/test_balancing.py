@@ -8,11 +8,11 @@ import math
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from two_tasks import RANDOM, TwoTasks, losses_with, one_of_two, second_of_two, train
+from two_processes import run_as_two
+from two_tasks import RANDOM, TwoTasks, losses_with, one_of_two, train
 
 from benchmarks import gradnorm_toy
 from models.yolo import Model
@@ -456,10 +456,8 @@ def test_early_users_check(seed):
 
 
 @pytest.mark.slow
-def test_two_processes_hold_equal_weights_and_match_one(tmp_path):
-    other = mp.spawn(second_of_two, args=(str(tmp_path),), join=False)
-    one_of_two(0, str(tmp_path))
-    other.join()
+def test_two_processes_hold_equal_weights_and_match_one(tmp_path, second):
+    run_as_two(second, one_of_two, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert len(first) >= len(BALANCERS) - 2
     for name in first:

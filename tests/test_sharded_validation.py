@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import filecmp
 import json
-import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from tiny_weights import save_weights
-from two_processes import run_as_two
+from two_processes import command, run_as_two
 
 import val_joint
 from models.yolo import Model
@@ -23,7 +20,7 @@ from utils.dataset.config import load_data_config, load_hyp
 from utils.dataset.scan import scan_dataset
 from utils.loss import ComputeJointLoss, scale_gains
 from utils.metrics import DetectionMetrics, ImageMetrics
-from utils.system.devices import World
+from utils.system.devices import init_world, leave_world
 from utils.system.paths import ROOT
 from utils.training.average import ModelEMA
 from utils.weights.checkpoint import load_checkpoint
@@ -65,9 +62,9 @@ def weights(tmp_path_factory) -> Path:
     return save_weights(tmp_path_factory.mktemp("weights") / "w.pt")
 
 
-def as_in_training(data: Path, weights: Path, folder: Path, world: World) -> dict:
-    """A validation as a training makes one, which this process shares with the others of `world`."""
-    torch.set_num_threads(1)
+def as_in_training(data: Path, weights: Path, folder: Path) -> dict:
+    """A validation as a training makes one, which this process shares with the others of its world."""
+    world = init_world(torch.device("cpu"))
     model = Model.from_checkpoint(load_checkpoint(weights))
     model.hyp = scale_gains(load_hyp(ROOT / "data/hyps/hyp.scratch-low.yaml"), model, 96, 0.0)
     average = ModelEMA(model)
@@ -78,23 +75,12 @@ def as_in_training(data: Path, weights: Path, folder: Path, world: World) -> dic
     average.share(world)
     cfg = load_data_config(data)
     loader = val_joint.make_loader(cfg, "val", 96, BATCH, 32, workers=0, world=world)
-    return val_joint.run(
+    results = val_joint.run(
         cfg, model=average.model, dataloader=loader, imgsz=96, device="cpu", save_dir=folder, world=world,
         criterion=ComputeJointLoss(model), save_txt=True, save_conf=True, save_json=True,
     )  # fmt: skip
-
-
-def one_of_two(rank: int, data: Path, weights: Path, folder: Path) -> None:
-    rendezvous = f"file://{folder}/rendezvous"
-    torch.distributed.init_process_group("gloo", rendezvous, datetime.timedelta(seconds=60), rank=rank, world_size=2)
-    results = as_in_training(data, weights, folder / "two", World(rank, 2))
-    assert bool(results) == (rank == 0)
-    torch.distributed.destroy_process_group()
-
-
-def second_of_two(_: int, *args: Path) -> None:
-    os.environ["RANK"] = "1"
-    one_of_two(1, *args)
+    leave_world(world)
+    return results
 
 
 def assert_same_files(one: Path, two: Path) -> None:
@@ -110,14 +96,12 @@ def assert_same_files(one: Path, two: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_validate_as_one_does(data, weights, tmp_path):
+def test_two_processes_validate_as_one_does(data, weights, tmp_path, second):
     pytest.importorskip("pycocotools")
-    results = as_in_training(data, weights, tmp_path / "one", World())
+    results = as_in_training(data, weights, tmp_path / "one")
     assert results["counts"]["images"] == len(SIZES) and results["image"]["unknown"] == 2
     assert all(value > 0 for value in results["losses"].values()) and results["detection"]["map50"] > 0
-    other = mp.spawn(second_of_two, args=(data, weights, tmp_path), join=False)
-    one_of_two(0, data, weights, tmp_path)
-    other.join()
+    assert run_as_two(second, as_in_training, data, weights, tmp_path / "two")[0]
     assert_same_files(tmp_path / "one", tmp_path / "two")
     names = {f.name for f in (tmp_path / "two" / "labels").iterdir()}
     assert len(names) == len(SIZES)  # two pictures of one name have a file each
@@ -126,13 +110,13 @@ def test_two_processes_validate_as_one_does(data, weights, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_command_line(data, weights, tmp_path, capsys):
+def test_two_processes_share_the_command_line(data, weights, tmp_path, second, capsys):
     args = ["--data", str(data), "--weights", str(weights), "--img", "96", "--batch-size", str(BATCH), "--workers", "0"]
     args += ["--device", "cpu", "--project", str(tmp_path), "--save-txt", "--save-hybrid", "--name"]
     val_joint.main(val_joint.parse_opt([*args, "one"]))
     assert capsys.readouterr().out.count("mAP50-95") == 1
     args += ["two"]
-    _, other = run_as_two(str(ROOT / "val_joint.py"), args, lambda: val_joint.main(val_joint.parse_opt(args)))
+    _, other = run_as_two(second, command, "val_joint", args)
     assert capsys.readouterr().out.count("mAP50-95") == 1 and not other  # one voice
     assert sorted(f.name for f in tmp_path.iterdir() if f.is_dir()) == ["one", "two"]
     assert_same_files(tmp_path / "one", tmp_path / "two")

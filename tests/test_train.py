@@ -18,7 +18,7 @@ import pytest
 import torch
 from tiny_data import SIZE, make_data
 from tiny_weights import save_cfg
-from two_processes import run_as_two
+from two_processes import command, run_as_two
 
 import train_joint
 from models.run import build_engine, start
@@ -416,10 +416,10 @@ def test_several_devices_from_python_do_not_start_the_caller_anew(data, tiny_cfg
 
 @pytest.mark.slow
 @pytest.mark.parametrize("off", [False, True])
-def test_two_processes_train_as_one(data, tiny_cfg, tmp_path, off, capsys):
+def test_two_processes_train_as_one(data, tiny_cfg, tmp_path, off, second, capsys):
     options = {"balancer": "fixed", "task-weights": [0, 1]} if off else {}  # then the detector's layers get no gradient
     args = arguments(data, tiny_cfg, tmp_path, epochs=1, noplots=True, **options)
-    _, other = run_as_two(str(ROOT / "train_joint.py"), args, lambda: train_joint.main(train_joint.parse_opt(args)))
+    _, other = run_as_two(second, command, "train_joint", args)
     records = history(tmp_path / "exp")
     assert len(records) == 1 and np.isfinite(records[0]["train"]["det"])
     assert (tmp_path / "exp/weights/best.pt").is_file() and not (tmp_path / "exp2").exists()

@@ -1,13 +1,14 @@
-"""Two processes that work as one: a second is started, this one is the first, which has imported everything."""
+"""Two processes that work as one, as torchrun starts them: the test's own is the first."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import importlib
+import io
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
-from typing import TypeVar
+from multiprocessing.pool import Pool
+from typing import Any, TypeVar
 
 import pytest
 import torch.distributed as dist
@@ -15,28 +16,34 @@ import torch.distributed as dist
 Result = TypeVar("Result")
 
 
-def run_as_two(script: str, args: list[str], run: Callable[[], Result]) -> tuple[Result, str]:
-    """`run()` here as rank 0 beside `python script args` as rank 1, as torchrun would start them; what it said, too."""
+def run_as_two(second: Pool, work: Callable[..., Result], *args: Any) -> tuple[Result, str]:
+    """`work(*args)` as rank 0 here and as rank 1 in the fixture `second`: what it returned here, and said there."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    second = subprocess.Popen(
-        [sys.executable, script, *args],
-        env=os.environ | shared | {"RANK": "1", "LOCAL_RANK": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1]), "WORLD_SIZE": "2"}
+    other = second.apply_async(as_rank, (1, meeting, work, args))
+    return as_rank(0, meeting, work, args), other.get(timeout=120)
+
+
+def as_rank(rank: int, meeting: dict[str, str], work: Callable, args: tuple) -> Any:
+    """What `work` returns as rank 0; as rank 1, in a process of its own, what it says."""
+    said = io.StringIO()
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+        with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+            for name, value in (meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}).items():
                 patch.setenv(name, value)
-            result = run()
-        said, errors = second.communicate(timeout=60)
+            if rank:
+                stack.enter_context(contextlib.redirect_stdout(said))
+            result = work(*args)
+    except SystemExit as error:
+        raise RuntimeError(f"rank {rank}: {error}") from error
     finally:
-        second.kill()
         if dist.is_initialized():  # after an error: the tests that follow are one process
             dist.destroy_process_group()
-    assert second.returncode == 0, errors[-3000:]
-    return result, said
+    return said.getvalue() if rank else result
+
+
+def command(script: str, args: list[str]) -> Any:
+    """A command line in this process."""
+    module = importlib.import_module(script)
+    return module.main(module.parse_opt(args))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from utils.balancing import BALANCERS, build_balancer
+from utils.system.devices import init_world, leave_world
 
 RANDOM = ("random", "graddrop")  # rank 0 draws for all
 
@@ -72,11 +73,9 @@ def losses_with(w: nn.Parameter, norms: Sequence[float], values: Sequence[float]
     return [(g * change + v) if v else 0 * w.sum() for g, v in zip(norms, values, strict=True)]
 
 
-def one_of_two(rank: int, folder: str) -> None:
+def one_of_two(folder: Path) -> None:
     """Train with every balancer on half of each batch; writes FOLDER/RANK.pt: weights per step, W, cosine."""
-    torch.distributed.init_process_group(
-        "gloo", f"file://{folder}/rendezvous", datetime.timedelta(seconds=60), rank=rank, world_size=2
-    )
+    world = init_world(torch.device("cpu"))
     out = {}
     for name in BALANCERS:
         model = TwoTasks()
@@ -89,10 +88,10 @@ def one_of_two(rank: int, folder: str) -> None:
             continue  # its solver is not there
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         weights = []
-        torch.manual_seed(rank)  # ranks draw different numbers
+        torch.manual_seed(world.rank)  # ranks draw different numbers
         for _ in range(8):
             for part in range(2):
-                rows = slice(32 * part + rank, 32 * part + 32, 2)
+                rows = slice(32 * part + world.rank, 32 * part + 32, 2)
                 balancer.backward(wrapped(model.x[rows], model.y[rows]), batch_size=32)
             for p in model.parameters():
                 p.grad /= 64
@@ -101,11 +100,5 @@ def one_of_two(rank: int, folder: str) -> None:
             optimizer.zero_grad()
             weights.append(balancer.weights)
         out[name] = [torch.stack(weights), model.trunk[2].weight.detach(), balancer.stats()["cosine"]]
-    torch.save(out, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def second_of_two(_: int, folder: str) -> None:
-    """As a process of its own, which imports little."""
-    torch.set_num_threads(1)
-    one_of_two(1, folder)
+    torch.save(out, folder / f"{world.rank}.pt")
+    leave_world(world)
