@@ -69,3 +69,9 @@ def second() -> Iterator[Pool]:
     """A process beside the tests' own, for `two_processes`: started once, since its imports take seconds."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         yield pool
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation draws no curves and matrices, which take most of its time on a few pictures."""
+    monkeypatch.setattr("val_joint.draw_results", lambda *_: None)

@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -235,6 +236,7 @@ def tiny(tmp_path) -> str:
 
 def run_here(command: list[str], stdout, **_) -> SimpleNamespace:
     """In place of `subprocess.run`: a script in this process, without the seconds that a start takes."""
+    assert command[0] == sys.executable and Path(command[1]).is_file()
     script = {"train_joint.py": train_joint, "val_joint.py": val_joint}[Path(command[1]).name]
     code = 0
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
@@ -246,29 +248,36 @@ def run_here(command: list[str], stdout, **_) -> SimpleNamespace:
 
 
 @pytest.fixture
-def here(monkeypatch) -> None:
+def here(monkeypatch, no_curves) -> None:
     monkeypatch.setattr("compare.runs.subprocess", SimpleNamespace(run=run_here, STDOUT=subprocess.STDOUT))
 
 
 @pytest.mark.slow
-def test_a_run_is_two_commands_and_one_that_fails_is_alone(data, tiny, tmp_path):
-    strategies = [parse_strategy("bad=--balancer nothing"), parse_strategy("detach")]
-    bad, good = jobs = plan(strategies, [0], {"published": data}, tiny, TINY, tmp_path / "out")
-    failed = run_all(jobs, ["cpu"], lambda _: None)
-    assert list(failed) == [bad.name] and "invalid choice: 'nothing'" in failed[bad.name]
-    assert good.finished and not bad.finished
-    assert good.log.read_text().count("$ ") == 2
-    assert read_run(good).figures["map50"] is not None and len(read_run(good).epochs) == 2
+def test_a_run_is_two_commands(data, tiny, tmp_path):
+    (job,) = plan([parse_strategy("det-only")], [0], {"published": data}, tiny, TINY, tmp_path / "out")
+    assert run_all([job], ["cpu"], lambda _: None) == {}
+    assert job.finished and job.log.read_text().count("$ ") == 2
+    assert read_run(job).figures["map50"] is not None and len(read_run(job).epochs) == 2
+
+
+def test_a_command_that_fails_is_told(tmp_path, monkeypatch):
+    (job,) = plan([parse_strategy("bad=--balancer nothing")], [0], {"d": tmp_path / "d.yaml"}, "m", TINY, tmp_path)
+    (tmp_path / "train_joint.py").write_text("import sys\nprint('a line')\nsys.exit('train_joint.py: no such data')\n")
+    monkeypatch.setattr("compare.runs.ROOT", tmp_path)
+    failed = run_all([job], ["cpu"], lambda _: None)
+    assert failed == {job.name: f"training failed (train_joint.py: no such data); see {job.log}"} and not job.finished
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_left_alone_a_failed_one_tried_again_a_cut_one_goes_on(data, tiny, tmp_path, here):
+def test_one_that_fails_is_alone_and_one_that_was_cut_goes_on(data, tiny, tmp_path, here):
     strategies = [parse_strategy("bad=--balancer nothing"), parse_strategy("detach")]
     bad, good = jobs = plan(strategies, [0], {"published": data}, tiny, TINY, tmp_path / "out")
     said = []
-    assert list(run_all(jobs, ["cpu"], said.append)) == [bad.name]
+    failed = run_all(jobs, ["cpu"], said.append)
+    assert list(failed) == [bad.name] and "invalid choice: 'nothing'" in failed[bad.name]
+    assert good.finished and not bad.finished
     first = read_run(good)
-    assert list(run_all(jobs, ["cpu"], said.append)) == [bad.name]
+    assert list(run_all(jobs, ["cpu"], said.append)) == [bad.name]  # tried again; the finished one is left alone
     assert any("finished before" in line for line in said)
     assert good.log.read_text().count("$ ") == 2 and bad.log.read_text().count("$ ") == 2
 

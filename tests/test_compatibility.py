@@ -170,6 +170,7 @@ def common(data: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_curves")
 def test_80_classes_without_image_rows(tmp_path, capsys):
     data = draw_set(tmp_path / "set")
     training = [*common(data, tmp_path), "--epochs", "1", "--batch", "3", "--workers", "0", "--noplots", "--amp", "off"]
@@ -219,6 +220,7 @@ def test_data_that_are_not_there_are_not_fetched(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_curves")
 def test_a_checkpoint_of_v5_trains_validates_and_detects(tmp_path, monkeypatch, capsys):
     old = tmp_path / "old.pt"
     save_release(old, "v5.0", monkeypatch, stripped=False)

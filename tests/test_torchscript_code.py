@@ -323,5 +323,5 @@ def test_layers_of_ours(tmp_path, name):
             answers = self.network(x)
             return answers[0] if isinstance(answers, tuple) else answers
 
-    file = traced(Alone(), tmp_path / "w.torchscript", (64, 64), names=["a", "b", "c"])
+    file = traced(Alone(), tmp_path / "w.torchscript", (64, 64), names=["a", "b", "c"], dynamic=False)
     assert load_model(file)(torch.rand(1, 3, 64, 64))[0].shape[2] == 8

@@ -342,6 +342,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_curves")
 def test_command_line_with_a_real_network(data, checkpoint, tmp_path, monkeypatch, capsys):
     yaml = tmp_path / "data.yaml"
     yaml.write_text(json.dumps(data))  # json is yaml
