@@ -240,7 +240,7 @@ def test_same_names_from_different_folders_do_not_meet(tmp_path):
 
 def test_results_are_one_to_one_with_inputs(weights, pictures, tmp_path, capsys, monkeypatch):
     """Equal names in two folders, frames named as pictures are, other case, other suffix: nothing is overwritten."""
-    monkeypatch.setattr("utils.results.feature_maps.TILE", 4)  # smaller pictures of each layer
+    monkeypatch.setattr("utils.results.feature_maps.CHANNELS", 1)  # shown of each layer
     source = tmp_path / "source"
     data = next(f for f in sorted(pictures.iterdir()) if f.suffix == ".png").read_bytes()
     for name in (
@@ -255,7 +255,9 @@ def test_results_are_one_to_one_with_inputs(weights, pictures, tmp_path, capsys,
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(data)
     make_video(source / "p1" / "clip.avi", 3, 10)
-    out = run(weights, source / "**" / "*.*", tmp_path, save_txt=True, save_csv=True, save_crop=True, visualize=True)
+    out = run(
+        weights, source / "**" / "*.*", tmp_path, imgsz=64, save_txt=True, save_csv=True, save_crop=True, visualize=True
+    )
     files = [p for p in (out / "labels").iterdir()]
     assert len(files) == 10 and len({f.name.casefold() for f in files}) == 10
     rows = rows_of(out / "predictions.csv")

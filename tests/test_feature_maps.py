@@ -25,9 +25,9 @@ def pictures(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def small_tiles(monkeypatch, request):
+def few_channels(monkeypatch, request):
     if request.function is not test_grid:
-        monkeypatch.setattr("utils.results.feature_maps.TILE", 8)
+        monkeypatch.setattr("utils.results.feature_maps.CHANNELS", 1)
 
 
 def run(weights, source, tmp_path, **options):

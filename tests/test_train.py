@@ -432,7 +432,7 @@ def test_two_processes_train_as_one(data, tiny_cfg, tmp_path, off, second, capsy
 def test_a_task_of_weight_0_is_not_trained(data, tiny_cfg, tmp_path, trained, weights, off, on):
     start = trained / "weights/last.pt"
     results = train(
-        data, tiny_cfg, tmp_path, balancer="fixed", **{"task-weights": weights}, weights=start, noplots=True
+        data, tiny_cfg, tmp_path, balancer="fixed", **{"task-weights": weights}, weights=start, noplots=True, epochs=1
     )
     before, after = (Model.from_checkpoint(load_checkpoint(f)) for f in (start, tmp_path / "exp/weights/last.pt"))
     for part, moved in ((off, False), (on, True)):
