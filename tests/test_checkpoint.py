@@ -72,7 +72,7 @@ def equal_states(a, b) -> bool:
 # YOLOv5's files -------------------------------------------------------------------------------------------------------
 
 
-def test_reference_checkpoint(theirs):
+def test_reference_checkpoint(theirs, shared):
     want = json.loads((theirs / "checkpoint_expected.json").read_text())
     file = theirs / want["file"]
     with pytest.raises(pickle.UnpicklingError):  # plain safe loading refuses it, so it is read by names
@@ -100,10 +100,11 @@ def test_reference_checkpoint(theirs):
     assert model.save == attributes["save"] and model.names == checkpoint.names and model.nc == 4
     assert list(model.state_dict()) == list(states)
     assert sum(p.numel() for p in model.fuse().parameters()) == want["loaded"]["parameters_after_fuse"]
+    check_decoded_boxes(model.eval(), want["detect"]["images"][0], theirs, shared)
 
 
-def test_reference_checkpoint_sees_what_the_reference_saw(theirs, shared):
-    want = json.loads((theirs / "checkpoint_expected.json").read_text())["detect"]["images"][0]
+def check_decoded_boxes(model: Model, want: dict, theirs: Path, shared: Path) -> None:
+    """It sees in a picture what the reference saw."""
     decoded = np.load(theirs / "checkpoint_expected.npz")["image0/decoded_before_nms"]
     image = cv2.imread(str(next((shared / "heart").rglob(want["file"]))))
     _, height, width = want["input_chw"]
@@ -113,7 +114,6 @@ def test_reference_checkpoint_sees_what_the_reference_saw(theirs, shared):
     below, right = height - image.shape[0] - top, width - image.shape[1] - left
     image = cv2.copyMakeBorder(image, top, below, left, right, cv2.BORDER_CONSTANT, value=(114, 114, 114))
     x = torch.from_numpy(image[..., ::-1].transpose(2, 0, 1).copy())[None].float() / 255
-    model = Model.from_checkpoint(load_checkpoint(theirs / "yolov5n_heart_det.pt")).fuse().eval()
     with torch.no_grad():
         got = model(x)[0].numpy()
     boxes, confidences = (np.abs(got[..., part] - decoded[..., part]).max() for part in (slice(4), slice(4, None)))

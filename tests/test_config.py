@@ -124,15 +124,6 @@ def test_shipped_data_yamls():
     assert coco.train == coco.val
 
 
-def test_real_data_yaml(shared):
-    cfg = load_data_config(shared / "heart" / "heart.yaml")
-    assert cfg.val == [str(shared.resolve() / "heart" / "valid" / "images")]
-    assert (
-        cfg.names == load_data_config("heart.yaml").names and cfg.cls_names == load_data_config("heart.yaml").cls_names
-    )
-    ensure_data(cfg)
-
-
 def test_relative_path_counts_from_the_yaml_then_from_the_root(tmp_path, monkeypatch):
     # fault 6: YOLOv5 resolves against the code alone
     root = tmp_path / "code"

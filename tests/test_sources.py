@@ -148,17 +148,6 @@ def test_exif_orientation_is_applied(tmp_path):
     assert read_picture(tmp_path / "a.jpg").shape == (64, 48, 3)
 
 
-def test_real_pictures_decode_as_in_the_reference(theirs, shared):
-    import json
-    import zlib
-
-    for row in json.loads((theirs / "checkpoint_expected.json").read_text())["detect"]["images"]:
-        image = read_picture(shared / "heart" / "valid" / "images" / row["file"])
-        assert list(image.shape[:2]) == row["orig_hw"]
-        if zlib.crc32(image.tobytes()) != row["decoded_bgr_crc32"]:
-            pytest.skip("this JPEG decoder gives other pixels than the reference's")
-
-
 def test_video_stride_and_fps(tmp_path):
     file = video(tmp_path / "v.avi", frames=8, fps=12)
     frames = taken(open_source(file))
