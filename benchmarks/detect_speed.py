@@ -26,6 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from train_speed import peer_environment
+
 ROOT = Path(__file__).resolve().parents[1]
 CONTESTANTS = {
     "ours": "ours, as shipped",
@@ -81,19 +83,19 @@ def run(name: str, opt: argparse.Namespace, source: Path, work: Path) -> dict:
     """One contestant on one source; returns frames a second, seconds of the process, and its peak memory in MB."""
     project = Path(tempfile.mkdtemp(prefix=name, dir=work))
     if name.startswith("ours"):
-        command = [sys.executable, str(ROOT / "detect.py"), "--weights", str(work / "ours.pt"), "--source", str(source)]
+        command = [sys.executable, str(ROOT / "detect.py"), f"--weights={work / 'ours.pt'}", "--source", str(source)]
         command += ["--imgsz", str(opt.imgsz), "--project", str(project), "--device", "cpu"]
         command += ["--half"] if name == "ours-half" else []
     else:
         job = {"source": str(source), "imgsz": opt.imgsz, "project": str(project)}
         job["batch"] = 8 if name == "peer-batch" else 1
         command = [opt.peer_python, str(Path(__file__).resolve()), "--as-peer", json.dumps(job)]
-    # the peer's settings go to the temporary folder, and it must neither download nor install
-    env = {"YOLO_CONFIG_DIR": str(work), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     log = project / "log.txt"
     with log.open("w", encoding="utf-8") as out:
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | env, cwd=project)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=peer_environment(work), cwd=project
+        )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
     text = log.read_text(encoding="utf-8", errors="replace")

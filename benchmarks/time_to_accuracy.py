@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from train_speed import detection_copy
+from train_speed import detection_copy, peer_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 PEER = """
@@ -66,7 +66,8 @@ def timed(name: str, command: list[str], folder: Path) -> list[Point]:
     log = folder / f"{name}.log"
     began = time.perf_counter()
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=folder)
+        env = peer_environment(folder)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=folder, env=env)
         while True:
             ended = process.poll() is not None
             rows = list(csv.DictReader(table.read_text().splitlines())) if table.is_file() else []
@@ -119,4 +120,8 @@ if __name__ == "__main__":
     parser.add_argument("--tree", help="another checkout of the project, such as the release before")
     parser.add_argument("--peer-python", help="interpreter of an environment with ultralytics")
     parser.add_argument("--only", default="", help="run this contestant alone")
-    main(parser.parse_args())
+    opt = parser.parse_args()
+    if Path(opt.data).exists():  # else the name of one in data/
+        opt.data = str(Path(opt.data).resolve())
+    sys.path.insert(0, str(ROOT))
+    main(opt)

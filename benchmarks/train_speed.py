@@ -140,6 +140,13 @@ def peer_command(name: str, opt: argparse.Namespace, yaml: Path, project: Path) 
     return [opt.peer_python, str(Path(__file__).resolve()), "--as-peer", json.dumps(job)]
 
 
+def peer_environment(work: Path) -> dict[str, str]:
+    """In which the peer keeps its settings in a temporary folder, and neither downloads nor installs."""
+    folder = work / "peer-config"
+    folder.mkdir(exist_ok=True)
+    return os.environ | {"YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+
+
 def our_threads() -> int:
     from utils.system.devices import use_all_cores
 
@@ -151,13 +158,7 @@ def run(name: str, opt: argparse.Namespace, yaml: Path, work: Path) -> dict:
     project = Path(tempfile.mkdtemp(prefix=name, dir=work))
     ours = name.startswith("ours")
     command = (our_command if ours else peer_command)(name, opt, yaml, project)
-    # the peer's settings go to the temporary folder, and it must neither download nor install
-    env = os.environ | {
-        "YOLO_CONFIG_DIR": str(work / "peer-config"),
-        "YOLO_OFFLINE": "true",
-        "YOLO_AUTOINSTALL": "false",
-    }
-    (work / "peer-config").mkdir(exist_ok=True)
+    env = peer_environment(work)
     log = project / "log.txt"
     with log.open("w", encoding="utf-8") as out:
         try:

@@ -237,7 +237,7 @@ like_labels = st.builds(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=400)
 @given(st.one_of(st.text(), like_labels), st.integers(0, 5) | st.none(), st.integers(0, 9))
 def test_parser_takes_any_text(text, nc, cls_nc):
     label = parse_label(text, nc, cls_nc, file="f")

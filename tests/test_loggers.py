@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models.training import more_scalars, table_columns, trace_columns, trace_row
-from utils.results.curves import read_results
+from utils.results.curves import plot_results, read_results
 from utils.system.plain import plain
 from utils.training.records import RunLogger
 
@@ -87,6 +87,7 @@ def test_values_stand_in_their_columns(tmp_path):
     assert data["metrics/mAP_0.5:0.95"][0] == 0.3 and data["x/lr0"][0] == 0.1 and data["weights/image"][1] == 0.75
     assert json.loads((tmp_path / "training_history.json").read_text()) == {"epochs": [record(0), record(1)]}
     assert log.history == [record(0), record(1)]
+    assert plot_results(tmp_path / "results.csv").exists()
 
 
 def test_what_was_not_measured_is_empty_and_null(tmp_path):

@@ -18,6 +18,7 @@ from models.load import load_model
 from models.pipeline import WAIT, batches, find
 from models.predictor import Predictor
 from utils.augmentations import letterbox, letterboxed_shape
+from utils.results.detections import ResultWriter
 from utils.results.frames import Frame
 from utils.results.sources import open_source
 from utils.system.threads import Behind, in_order
@@ -198,3 +199,26 @@ def test_work_behind_is_in_order_and_its_error_comes_later():
     with pytest.raises(ZeroDivisionError):
         behind.wait()
     behind.wait()
+
+
+def test_a_picture_that_cannot_be_written_loses_no_video(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "a.png")
+
+    monkeypatch.setattr("utils.results.detections.write_image", full)
+    image = np.zeros((64, 64, 3), np.uint8)
+    with pytest.raises(OSError, match="No space"), ResultWriter(tmp_path, {0: "a"}, {}) as writer:
+        for k in range(1, 4):
+            writer.write_picture(Frame(image, "clip.avi", "video", "clip", k, 10.0), image)
+        writer.write_picture(Frame(image, "a.png", "image", "a"), image)
+    assert cv2.VideoCapture(str(tmp_path / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+
+def test_all_work_behind_is_over_when_its_error_comes():
+    done, behind = [], Behind(1, most=3)
+    behind(lambda: 1 / 0)
+    behind(time.sleep, 0.2)
+    behind(done.append, 1)
+    with pytest.raises(ZeroDivisionError):
+        behind.wait()
+    assert done == [1]

@@ -463,4 +463,4 @@ def test_heart(shared, golden, monkeypatch):
     again = scan_dataset([str(train / "images")], 4, 3, verbose=False)
     warm = time.perf_counter() - start
     assert same(again, index) and sorted(os.listdir(train)) == before
-    assert warm < cold, f"{cold:.2f} s, from the cache {warm:.2f} s"
+    assert cold < 20 and warm < 0.5, f"{cold:.2f} s, from the cache {warm:.2f} s"

@@ -79,6 +79,7 @@ def as_in_training(data: Path, weights: Path, folder: Path) -> dict:
         cfg, model=average.model, dataloader=loader, imgsz=96, device="cpu", save_dir=folder, world=world,
         criterion=ComputeJointLoss(model), save_txt=True, save_conf=True, save_json=True,
     )  # fmt: skip
+    assert bool(results) == world.is_main
     leave_world(world)
     return results
 

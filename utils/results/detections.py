@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -127,14 +128,13 @@ class ResultWriter:
         return self
 
     def __exit__(self, *exc) -> None:
-        try:
-            self._pictures.wait()
-            self._close_videos()
-        finally:
+        with ExitStack() as last_to_first:  # each of them whatever fails before
+            last_to_first.callback(self._crops.save, self.save_dir / "crops")
+            last_to_first.callback(self._stems.save, self.save_dir)
             if self._table:
-                self._table.close()
-            self._stems.save(self.save_dir)
-            self._crops.save(self.save_dir / "crops")
+                last_to_first.callback(self._table.close)
+            last_to_first.callback(self._close_videos)
+            self._pictures.wait()
 
     def write_label(
         self, frame: Frame, detections: np.ndarray, probs: np.ndarray | None, with_conf: bool, save_format: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -52,6 +52,9 @@ class Behind:
         self._pending.append(self._pool.submit(work, *args))
 
     def wait(self) -> None:
-        """Until all is done."""
-        while self._pending:
-            self._pending.popleft().result()
+        """Until all is done, or has failed: whoever closes a file after it closes it under nobody's hands."""
+        done = list(self._pending)
+        self._pending.clear()
+        wait(done)
+        for piece in done:
+            piece.result()
