@@ -160,7 +160,11 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     names = [name for name in CONTESTANTS if name in opt.only]
     look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('ultralytics') is None)"
-    if any(n.startswith("peer") for n in names) and subprocess.run([opt.peer_python, "-c", look]).returncode:
+    if (
+        not opt.memory
+        and any(n.startswith("peer") for n in names)
+        and subprocess.run([opt.peer_python, "-c", look]).returncode
+    ):
         print(f"{opt.peer_python} has no package ultralytics, so the peer is left out: give --peer-python")
         names = [n for n in names if n.startswith("ours")]
     with tempfile.TemporaryDirectory(prefix="detect_speed_") as folder:

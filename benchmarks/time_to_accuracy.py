@@ -87,7 +87,7 @@ def timed(name: str, command: list[str], folder: Path) -> list[Point]:
 
 def first(points: list[Point], which: int, level: float) -> float | None:
     """Minutes until mAP50 (1) or mAP50-95 (2) reaches a level; None: never."""
-    return next((p[0] for p in points if p[which] >= level), None)
+    return next((p[0] for p in points if p[which] >= level > 0), None)
 
 
 def main(opt: argparse.Namespace) -> None:
