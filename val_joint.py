@@ -60,7 +60,6 @@ if __name__ == "__main__":
     parse_opt()  # --help and mistyped words are answered before the imports below, which take seconds
 
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -73,7 +72,7 @@ from utils.boxes import check_img_size
 from utils.dataset.config import DataConfig, load_data_config, pattern
 from utils.dataset.scan import DatasetIndex
 from utils.dataset.split import need_groups
-from utils.results.intervals import group_intervals, interval_lines
+from utils.results.intervals import interval_lines
 from utils.results.validation import (
     DETAILS,
     PLOTTED_BATCHES,
@@ -158,11 +157,7 @@ def run(
         kinds["square"] = fixed_size(model) is not None
         dataloader = make_loader(data, opt.task, imgsz, opt.batch_size, largest_stride(model), **kinds)
         predictor.warm_up((opt.batch_size, 3, imgsz, imgsz))
-    if opt.bootstrap:
-        regex, index = pattern(opt.group_regex, "--group-regex") or data.group, dataloader.dataset.index
-        if regex is None:
-            raise ValueError("--bootstrap draws groups: --group-regex (or `group:` in the data yaml) must say which")
-        groups = dict(zip(map(str, index.im_files), need_groups(index.im_files, regex), strict=True))
+    groups = groups_of(opt, data, dataloader.dataset.index) if opt.bootstrap else {}
     bar = {"desc": f"{'Validating':>22}", "unit": "batch", "leave": False, "disable": not world.is_main}
     for batch in tqdm(dataloader, **bar):
         evaluator.update(batch)
@@ -176,7 +171,7 @@ def run(
     results = evaluator.compute(opt.fitness_weight) | {"settings": settings}
     tell(evaluator, results, opt, in_training)
     if opt.bootstrap:
-        results["intervals"] = intervals_of(evaluator, index, groups, opt.bootstrap)
+        results["intervals"] = evaluator.intervals(dataloader.dataset.index, groups, opt.bootstrap)
         say(*interval_lines(results["intervals"], results))
     write(evaluator, results, opt, Path(save_dir), plots, weights, dataloader)
     if not in_training:
@@ -203,15 +198,12 @@ def ask(model, weights, data: DataConfig, device, opt: argparse.Namespace, amp: 
     return Predictor(model, device, dtype, layout, opt.augment, multi_label=True, **nms)
 
 
-def intervals_of(evaluator: Evaluator, index: DatasetIndex, groups: dict[str, str], draws: int) -> dict:
-    """Intervals over groups (by picture file) of what was validated; see `group_intervals`."""
-    pictures = [picture for _, picture in evaluator.collected.pictures]
-    true = dict(zip(map(str, index.im_files), index.image_class.tolist(), strict=True))
-    image = None
-    if evaluator.cls_names:
-        answered = np.array([p.probs.argmax() for p in pictures])
-        image = (evaluator.cls_names, np.array([true[p.path] for p in pictures]), answered)
-    return group_intervals(evaluator.collected.detection, [groups[p.path] for p in pictures], draws, image)
+def groups_of(opt: argparse.Namespace, data: DataConfig, index: DatasetIndex) -> dict[str, str]:
+    """The group of each picture by its file, asked for before the network is: a wrong pattern costs no validation."""
+    regex = pattern(opt.group_regex, "--group-regex") or data.group
+    if regex is None:
+        raise ValueError("--bootstrap draws groups: --group-regex (or `group:` in the data yaml) must say which")
+    return dict(zip(map(str, index.im_files), need_groups(index.im_files, regex), strict=True))
 
 
 def tell(evaluator: Evaluator, results: dict, opt: argparse.Namespace, in_training: bool) -> None:

@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # so that it also runs as a script
 
-from data.phantom_echo import ANATOMY, DIASTOLE, NAMES, SYSTOLE, Clip, Machine  # noqa: E402
+from data.phantom_anatomy import ANATOMY, DIASTOLE, NAMES, SYSTOLE  # noqa: E402
+from data.phantom_echo import Clip, Machine  # noqa: E402
 
 MARK = "SYNTHETIC PHANTOM CLIPS"
 README = """{mark}: not real patients.

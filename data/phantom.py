@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # so that it also runs as a script
 
-from data.phantom_echo import NAMES, VIEWS, Clip, Machine  # noqa: E402
+from data.phantom_anatomy import NAMES, VIEWS  # noqa: E402
+from data.phantom_echo import Clip, Machine  # noqa: E402
 
 MARK = "SYNTHETIC PHANTOM SET"
 README = """{mark}: not real patients.

@@ -14,8 +14,9 @@ from models.predictor import Predictor
 from utils.boxes import scale_boxes, xywh2xyxy
 from utils.dataloaders import JointLoader, create_dataloader
 from utils.dataset.config import DataConfig, ensure_data
-from utils.dataset.scan import refuse_set, report_problems, scan_dataset
+from utils.dataset.scan import DatasetIndex, refuse_set, report_problems, scan_dataset
 from utils.metrics import DetectionMetrics, ImageMetrics, joint_fitness
+from utils.results.intervals import group_intervals
 from utils.system.devices import World, gather_objects, main_first
 from utils.system.voice import warn
 
@@ -137,6 +138,15 @@ class Evaluator:
         """Brings what all processes collected together on the first one, and says whether this is it."""
         self.merge(gather_objects(self.collected, self.world)[1:])
         return self.world.is_main
+
+    def intervals(self, index: DatasetIndex, groups: dict[str, str], draws: int) -> dict:
+        """Intervals over groups (by picture file) of what was validated; see `group_intervals`."""
+        pictures, image = [picture for _, picture in self.collected.pictures], None
+        if self.cls_names:
+            true = dict(zip(map(str, index.im_files), index.image_class.tolist(), strict=True))
+            answered = np.array([p.probs.argmax() for p in pictures])
+            image = (self.cls_names, np.array([true[p.path] for p in pictures]), answered)
+        return group_intervals(self.collected.detection, [groups[p.path] for p in pictures], draws, image)
 
     def compute(self, fitness_weight: float = 0.5) -> dict:
         """Metrics of both tasks, counts, losses (None without a criterion), milliseconds a picture, fitness.

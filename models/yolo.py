@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from models.answer import Answer
 from models.common import Conv
+from models.gflops import count_gflops
 from models.heads import CBAM, Detect, ImageClassifier, ImageHead
 from models.parser import BRANCHES, IMAGE, PREVIOUS, load_model_yaml, parse_model
 from utils.boxes import input_multiple
@@ -386,22 +387,3 @@ def scale_image(image: Tensor, scale: float, multiple: int) -> Tensor:
     image = F.interpolate(image, size=(h, w), mode="bilinear", align_corners=False)
     new_h, new_w = (int(side) for side in padded)
     return F.pad(image, (0, new_w - w, 0, new_h - h), value=TTA_PADDING)
-
-
-def count_gflops(model: Model, imgsz: int | Sequence[int] = 640) -> float | None:
-    """2 x multiply-adds of one picture in 10^9, as `thop` counts them; None where it is not installed.
-
-    Two small pictures are enough: what maps cost grows with the area, what the linear layers cost does not.
-    """
-    try:
-        from thop import profile
-    except ImportError:
-        return None
-    h, w = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    counted = copy.deepcopy(model).float().cpu().eval()
-    channels, side = model.yaml["ch"], model.multiple
-    small, large = (
-        profile(counted, inputs=(torch.zeros(1, channels, s, s),), verbose=False)[0] for s in (side, 2 * side)
-    )
-    per_area = (large - small) / (3 * side * side)
-    return 2e-9 * (small + per_area * (h * w - side * side))

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.phantom import generate, label_text
-from data.phantom_echo import ANATOMY, DIASTOLE, NAMES, SYSTOLE, VIEWS, Clip, Machine
+from data.phantom_anatomy import ANATOMY, DIASTOLE, NAMES, SYSTOLE, VIEWS
+from data.phantom_echo import Clip, Machine
 from utils.dataset.labels import parse_label
 
 ROOT = Path(__file__).resolve().parents[1]
