@@ -100,7 +100,7 @@ def find(
 
 def streams_of(predictor: Predictor) -> int:
     """Threads that ask the network at once."""
-    if predictor.device.type == "cpu" and not getattr(predictor.model, "exported", False):
+    if predictor.device.type == "cpu":
         return min(torch.get_num_threads(), STREAMS)
     return 2 if predictor.device.type == "cuda" else 1  # one prepares while the other's pictures are on the GPU
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_weights import save_weights
 
@@ -40,6 +41,11 @@ def save_lively_weights(file: Path, joint: bool = True, seed: int = 0, model: Mo
     state = {"format": "yolov5-joint", "version": 1, "epoch": 0, "best_fitness": 0.0, "model": model.record()}
     save_checkpoint(file, state | {"ema": None, "train_state": None, "opt": {}, "hyp": {}, "date": "2026-01-01"})
     return file
+
+
+def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO as on a processor without bfloat16, so that its answers are PyTorch's to the last digits."""
+    monkeypatch.setattr("models.export.readers.openvino_has_bfloat16", lambda: False)
 
 
 @functools.cache

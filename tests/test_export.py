@@ -12,17 +12,26 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from exported_weights import FORMATS, NMS, NMS_FLAGS, largest_difference, lively_weights, made, save_lively_weights
+from exported_weights import (
+    FORMATS,
+    NMS,
+    NMS_FLAGS,
+    largest_difference,
+    lively_weights,
+    made,
+    save_lively_weights,
+    without_bfloat16,
+)
 from tiny_weights import NAMES, VIEWS
 
 import export
 from models.answer import Answer
 from models.export import formats
 from models.export.metadata import Metadata
-from models.export.readers import read_onnx
+from models.export.readers import read_onnx, read_openvino
 from models.load import load_model
 from models.yolo import Model
-from utils.system.packages import need
+from utils.system.packages import need, openvino_core
 from utils.system.paths import ROOT
 from utils.system.yamls import load_yaml
 
@@ -41,6 +50,11 @@ FILES = {
     "yolov5": "w_yolov5.pt",
 }
 SIZE = (64, 96)
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    without_bfloat16(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +237,19 @@ def test_float16_weights_for_openvino(weights):
     (file,) = run(weights, "openvino", half=True)
     half = (file / "w.bin").stat().st_size
     assert half < 0.6 * (made("openvino", batch_size=2) / "w.bin").stat().st_size
+
+
+@need_openvino
+def test_openvino_takes_bfloat16_where_the_processor_has_it(weights, monkeypatch, capsys):
+    need("openvino", "the test")
+    file, images = made("openvino", batch_size=2), pictures(2, *SIZE)
+    expected = load_model(weights)(images)
+    monkeypatch.undo()
+    answer, exact = load_model(file)(images), read_openvino(file, torch.device("cpu"), exact=True)(images)
+    assert largest_difference(exact, expected) < 1e-4
+    has = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert (capsys.readouterr().out.count("in bf16") == 1) == has
+    assert (1e-4 if has else 0) <= largest_difference(answer, expected) < (5e-2 if has else 1e-4)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------

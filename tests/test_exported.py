@@ -7,22 +7,27 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from exported_weights import FORMATS, NMS_FLAGS, largest_difference, lively_weights, made
+from exported_weights import FORMATS, NMS_FLAGS, largest_difference, lively_weights, made, without_bfloat16
 from tiny_weights import NAMES, VIEWS
 
 import detect
 import hubconf
 import val_joint
+from models import pipeline
 from models.autoshape import AutoShape
 from models.experimental import DetectMultiBackend
 from models.load import load_model
+from models.pipeline import find
+from models.predictor import Predictor
 from utils.boxes import xyxy2xywhn
+from utils.results.sources import open_source
 from utils.system.packages import need
 from utils.system.yamls import save_yaml
 from utils.weights.onnx import refuse_outside_weights
@@ -35,6 +40,11 @@ except ModuleNotFoundError as e:
     pytest.skip(f"the export formats need requirements-export.txt ({e})", allow_module_level=True)
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    without_bfloat16(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +169,31 @@ def test_detection_gives_the_same_labels(files, weights, data, tmp_path):
         detections(files["onnx", "nms"], source, tmp_path, max_det=20),
         detections(weights, source, tmp_path, max_det=20),
     )
+
+
+@pytest.mark.slow
+def test_threads_at_once_answer_as_one_picture_at_a_time(files, data, monkeypatch):
+    monkeypatch.setattr(pipeline, "STREAMS", 3)  # of two cores each
+    folder = Path(data["path"]) / "images"
+    pictures = [cv2.imread(str(p)) for p in sorted(folder.iterdir())]
+    before = torch.get_num_threads()
+    runs = {"onnx by OpenCV": load_model(files["onnx", "fixed"], dnn=True)}
+    try:
+        torch.set_num_threads(6)
+        runs |= {name: load_model(files[name, "fixed"]) for name in FORMATS}
+        for name, model in runs.items():
+            predictor = Predictor(model, batch=1, conf_thres=0.2, iou_thres=0.4)
+            expected = [predictor([im], (SIDE, SIDE), auto=True, bgr=True) for im in pictures]
+            with open_source(folder, readers=2) as source:
+                found = list(find(predictor, source, (SIDE, SIDE), lambda *_: threading.current_thread()))
+            assert [Path(f.frame.path).name for f in found] == [f"{i}.png" for i in range(len(pictures))]
+            assert all(f.drawn is not threading.current_thread() for f in found)
+            for f, ((rows,), probs) in zip(found, expected, strict=True):
+                assert f.detections[:, 4:] == pytest.approx(rows[:, 4:].numpy(), abs=1e-4), name
+                assert f.detections[:, :4] == pytest.approx(rows[:, :4].numpy(), abs=0.51), name  # whole pixels
+                assert f.probs == pytest.approx(probs[0].numpy(), abs=1e-4), name
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_detection_on_pictures_of_any_shape(files, weights, tmp_path, capsys):
@@ -432,6 +467,8 @@ import faulthandler, signal, subprocess, sys
 faulthandler.enable()
 signal.signal(signal.SIGCHLD, lambda *_: None)
 from models.load import load_model
+from models.pipeline import find
+from models.predictor import Predictor
 models = [load_model(sys.argv[1]) for _ in range(2)]
 while models:
     del models[0]

@@ -74,7 +74,7 @@ def export_openvino(job: Job) -> tuple[Path, Difference]:
     def write(nms: dict | None, target: Path) -> ExportedModel:
         metadata = replace(network.metadata, nms=nms, half=job.half)
         write_openvino(finish_onnx(model, metadata, job.simplify), target, job.path.stem, metadata)
-        return read_openvino(target, device)
+        return read_openvino(target, device, exact=True)
 
     with whole_folder(folder) as temporary, TemporaryDirectory() as other:
         plain = write(None, Path(other)) if job.nms else None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +26,39 @@ BOXES, PROBS = "output0", "image_probs"
 Compute = Callable[[Tensor], Sequence[Tensor]]
 
 
+class _OwnOfThread(threading.local):
+    """What computes for the thread that calls: `make` gives it for as many threads as PyTorch has in that thread."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:  # called anew in every thread
+        self._make, self._threads, self._made = make, 0, None
+
+    def __call__(self) -> Any:
+        if (threads := torch.get_num_threads()) != self._threads:
+            self._made, self._threads = self._make(threads), threads
+        return self._made
+
+
+def _shared(make: Callable[[int], Any]) -> Callable[[int], Any]:
+    """`make`, called once for each number, whatever thread asks first."""
+    made, lock = {}, threading.Lock()
+
+    def get(number: int) -> Any:
+        with lock:
+            if number not in made:
+                made[number] = make(number)
+            return made[number]
+
+    return get
+
+
 class ExportedModel(nn.Module):
     """An exported file in the place of a network.
 
     Args:
         file: Named in messages.
         compute: Pictures [B,3,H,W] → decoded boxes [B,n,5+nc] (rows [B,k,6] where suppression is inside), and
-            image-level probabilities [B,cls_nc] where there are image classes.
+            image-level probabilities [B,cls_nc] where there are image classes. Any number of threads may call it, each
+            on as many cores as PyTorch has in it.
         metadata: What the file says of itself.
         imgsz: Height and width that the file takes; None: any.
         batch: Pictures a call that the file takes; None: any number.
@@ -163,9 +191,6 @@ def read_onnx(path: Path, device: torch.device, fuse: bool = True) -> ExportedMo
         ValueError: It cannot be read, or keeps weights in other files.
     """
     runtime = need("onnxruntime", f"running {path.name}")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # no other, which would not be checked
     providers = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
@@ -173,18 +198,28 @@ def read_onnx(path: Path, device: torch.device, fuse: bool = True) -> ExportedMo
         say(f"{path}: this ONNX Runtime has no support for {device}; it computes on the processor")
     content = path.read_bytes()
     refuse_outside_weights(content, path)
-    try:
-        session = runtime.InferenceSession(content, options, providers)
-    except OSError:
-        raise
-    except Exception as e:  # its exceptions share no base class
-        raise ValueError(f"{path}: ONNX Runtime cannot read it ({_first_line(e)})") from e
+
+    def open_session(threads: int):
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # no other, which would not be checked
+        try:
+            return runtime.InferenceSession(content, options, providers)
+        except OSError:
+            raise
+        except Exception as e:  # its exceptions share no base class
+            raise ValueError(f"{path}: ONNX Runtime cannot read it ({_first_line(e)})") from e
+
+    # a session of one thread computes in whatever thread asks, one of a GPU there: they are for all
+    common, on_gpu = _shared(open_session), len(providers) > 1
+    own = _OwnOfThread(lambda threads: common(1) if threads == 1 or on_gpu else open_session(threads))
+    session = own()
     metadata = Metadata.from_texts(session.get_modelmeta().custom_metadata_map, path)
     source, (first, *others) = session.get_inputs()[0], session.get_outputs()
     wanted = [first.name] + [o.name for o in others if o.name == PROBS and metadata.cls_names]
 
     def compute(images: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(a) for a in session.run(wanted, {source.name: images.cpu().numpy()})]
+        return [torch.from_numpy(a) for a in own().run(wanted, {source.name: images.cpu().numpy()})]
 
     dtype = torch.float16 if source.type == "tensor(float16)" else torch.float32
     batch, height, width = (s if isinstance(s, int) else None for s in (source.shape[i] for i in (0, 2, 3)))
@@ -216,14 +251,20 @@ def read_onnx_opencv(path: Path, device: torch.device, fuse: bool = True) -> Exp
     if metadata.nms:
         raise ValueError(f"{path}: OpenCV cannot run the non-max suppression inside; leave out --dnn")
     wanted = [o.name for i, o in enumerate(graph.output) if i == 0 or (o.name == PROBS and metadata.cls_names)]
-    try:
-        net = cv2.dnn.readNetFromONNX(np.frombuffer(content, np.uint8))
-    except cv2.error as e:
-        raise ValueError(f"{path}: OpenCV {cv2.__version__} cannot read it ({_first_line(e)})") from e
+
+    def open_net(_: int):
+        try:
+            return cv2.dnn.readNetFromONNX(np.frombuffer(content, np.uint8))
+        except cv2.error as e:
+            raise ValueError(f"{path}: OpenCV {cv2.__version__} cannot read it ({_first_line(e)})") from e
+
+    own = _OwnOfThread(open_net)
+    own()
     if device.type != "cpu":
         say(f"{path}: --dnn computes on the processor")
 
     def compute(images: Tensor) -> list[Tensor]:
+        net = own()
         try:
             net.setInput(images.cpu().numpy())
             return [torch.from_numpy(np.array(a)) for a in net.forward(wanted)]
@@ -234,8 +275,11 @@ def read_onnx_opencv(path: Path, device: torch.device, fuse: bool = True) -> Exp
     return ExportedModel(path, compute, metadata, imgsz, shape[0], columns, device)
 
 
-def read_openvino(path: Path, device: torch.device, fuse: bool = True) -> ExportedModel:
-    """A folder that OpenVINO runs, or the .xml in it. It computes on the processor, in float32.
+def read_openvino(path: Path, device: torch.device, fuse: bool = True, exact: bool = False) -> ExportedModel:
+    """A folder that OpenVINO runs, or the .xml in it. It computes on the processor.
+
+    Args:
+        exact: In float32; otherwise in bfloat16 where the processor has instructions for it.
 
     Raises:
         ModuleNotFoundError: openvino is not installed.
@@ -251,30 +295,42 @@ def read_openvino(path: Path, device: torch.device, fuse: bool = True) -> Export
         raise FileNotFoundError(f"{xml.with_suffix('.bin')}, the weights of {xml.name}, is not there")
     described = next((f for f in (xml.parent / "metadata.yaml", xml.with_suffix(".yaml")) if f.is_file()), None)
     metadata = Metadata.from_values(load_yaml(described) if described else {}, described or xml)
-    # by itself OpenVINO would compute in bfloat16 on processors that have it
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    hints = {"INFERENCE_PRECISION_HINT": "f32" if exact or not openvino_has_bfloat16() else "bf16"}
+    cores = torch.get_num_threads()
+
+    def compiled(threads: int):
+        """For calls of so many threads: as many of them at once as the cores allow."""
+        streams = {"NUM_STREAMS": max(1, cores // threads), "INFERENCE_NUM_THREADS": max(cores, threads)}
+        return openvino_core().compile_model(network, "CPU", hints | streams)
+
     try:
         # whatever its name, OpenVINO would read a file as what it looks like, such as ONNX with weights elsewhere
         if not xml.read_bytes().lstrip().startswith(b"<"):
             raise RuntimeError("it is no XML")
-        network = openvino_core().compile_model(openvino_core().read_model(xml), "CPU", hints)
+        network = openvino_core().read_model(xml)
+        networks = _shared(compiled)
+        outputs = networks(cores).outputs
     except RuntimeError as e:
         raise ValueError(f"{path}: OpenVINO cannot read it ({_first_line(e)})") from e
-    if device.type != "cpu":
-        say(f"{path}: OpenVINO computes on the processor here")
-    first, *others = network.outputs
-    wanted = [first] + [o for o in others if PROBS in o.get_names() and metadata.cls_names]
-    request = network.create_infer_request()
+    if hints["INFERENCE_PRECISION_HINT"] == "bf16" or device.type != "cpu":
+        say(f"{path}: OpenVINO computes on the processor, in {hints['INFERENCE_PRECISION_HINT']}")
+    wanted = [i for i, o in enumerate(outputs) if i == 0 or (PROBS in o.get_names() and metadata.cls_names)]
+    own = _OwnOfThread(lambda threads: networks(threads).create_infer_request())
 
     def compute(images: Tensor) -> list[Tensor]:
-        answers = request.infer([images.cpu().numpy()])
-        return [torch.from_numpy(np.array(answers[o])) for o in wanted]
+        answers = own().infer([images.cpu().numpy()])
+        return [torch.from_numpy(np.array(answers[i])) for i in wanted]
 
     batch, _, height, width = (None if d.is_dynamic else d.get_length() for d in network.input(0).partial_shape)
     imgsz = (height, width) if height and width else None
-    last = first.partial_shape[2] if len(first.partial_shape) == 3 else None
-    columns = None if last is None or last.is_dynamic else last.get_length()
+    first = outputs[0].partial_shape
+    columns = None if len(first) != 3 or first[2].is_dynamic else first[2].get_length()
     return ExportedModel(path, compute, metadata, imgsz, batch, columns, device)
+
+
+def openvino_has_bfloat16() -> bool:
+    """Whether OpenVINO gains from bfloat16 on this processor; `need` the package before."""
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 # What the scripts ask of a network, exported or not -------------------------------------------------------------------
@@ -325,7 +381,7 @@ def heed_options(
         if other:
             warn(f"non-max suppression is inside the file, with {', '.join(other)}")
     if half and getattr(model, "exported", False):
-        say("--half changes nothing: an exported file computes in the precision that it was exported with")
+        say("--half changes nothing: an exported file computes in a precision of its own")
     return half and not getattr(model, "exported", False)
 
 
