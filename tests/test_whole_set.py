@@ -86,6 +86,8 @@ def test_classes_from_1_stop_the_run(data):
     ("change", "advice"),
     [
         (lambda d: (d / "labels").rename(d / "Labels"), "rename the folder Labels to labels"),
+        (lambda d: (d / "labels").rename(d / "annotations"), "rename the folder annotations to labels"),
+        (lambda d: [f.rename(f.with_suffix(".TXT.bak")) for f in (d / "labels").iterdir()], "looked for .*0.txt"),
         (lambda d: [f.rename(f.with_suffix(".xml")) for f in (d / "labels").iterdir()], r"3 \.xml are there"),
         (lambda d: [f.unlink() for f in (d / "labels").iterdir()], "no label files found, looked for .*0.txt"),
         (lambda d: [f.rename(f.with_name(f"x{f.name}")) for f in (d / "labels").iterdir()], "other pictures"),
@@ -100,6 +102,20 @@ def test_a_training_without_a_label_stops(data, change, advice, capsys):
     refuse_set(index, "val", unlabelled=False)  # a network can be run over pictures without labels
     if not any(Path(f).exists() for f in index.label_files):
         assert "WARNING" in capsys.readouterr().out
+
+
+def test_what_another_case_hides_is_named(data):
+    (data / "images").rename(data / "Images")
+    index = scan_dataset(str(data / "Images"), 2, 0, cache=False, verbose=False)
+    with pytest.raises(ValueError, match="beside a folder `images`: rename the folder Images to images"):
+        refuse_set(index)
+    (data / "Images").rename(data / "images")
+    for file in [*(data / "images").iterdir()]:
+        file.rename(file.with_name(f"A{file.name}"))
+    for file in [*(data / "labels").iterdir()]:
+        file.rename(file.with_name(f"a{file.name}"))
+    with pytest.raises(ValueError, match="a0.txt is there, rename the label files as their pictures"):
+        refuse_set(scanned(data))
 
 
 def test_image_labels_alone_are_labels(data):

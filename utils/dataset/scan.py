@@ -119,10 +119,8 @@ def _no_labels(label_files: Sequence[str]) -> str:
     """Where labels were looked for, and what lies there instead."""
     looked_for = f"no label files found, looked for {label_files[0]} and so on"
     folder = os.path.dirname(label_files[0])
-    parent, name = os.path.split(folder)
-    with contextlib.suppress(OSError):
-        if other := [n for n in os.listdir(parent or ".") if n != name and n.lower() == name.lower()]:
-            return f"{looked_for}: rename the folder {other[0]} to {name}"
+    if elsewhere := _misnamed(label_files[0]):
+        return f"{looked_for}: {elsewhere}"
     with contextlib.suppress(OSError):
         suffixes = Counter(Path(n).suffix.lower() for n in os.listdir(folder or "."))
         if others := [f"{n} {s}" for s, n in suffixes.most_common() if s in (".xml", ".json", ".csv")]:
@@ -130,6 +128,23 @@ def _no_labels(label_files: Sequence[str]) -> str:
         if suffixes[".txt"]:
             return f"the label files in {folder} hold no row that can be read, or belong to other pictures"
     return looked_for
+
+
+def _misnamed(label_file: str) -> str:
+    """What to rename, where a file of that name (in any case) lies in the folder or in one beside it; else ''."""
+    folder, name = os.path.split(label_file)
+    parent, own = os.path.split(folder)
+    with contextlib.suppress(OSError):
+        for place in sorted(os.listdir(parent or "."), key=lambda place: (place != own, place.lower() != own.lower())):
+            at = os.path.join(parent, place)
+            found = [n for n in os.listdir(at) if n.lower() == name.lower()] if os.path.isdir(at) else []
+            if found and place == own:
+                return "" if name in found else f"{found[0]} is there, rename the label files as their pictures"
+            if found and own.lower() == "images":  # the picture's own folder: it is not called `images`
+                return f"labels are found beside a folder `images`: rename the folder {own} to images"
+            if found:
+                return f"rename the folder {place} to {own}"
+    return ""
 
 
 def _scan(
