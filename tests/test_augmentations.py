@@ -198,6 +198,7 @@ def test_visible_areas_cut_what_lies_behind_the_camera():
     assert np.isfinite(aug.warp_labels(np.array([[0, 0, 0, 400, 400]]), [], matrix, 1.0, (200, 200))).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     classes=st.lists(st.integers(-1, 3), min_size=1, max_size=8),
@@ -217,6 +218,7 @@ def test_image_targets_sum_to_one_or_are_unknown(classes, areas):
         assert not target.any()
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), corners=st.integers(3, 9), affine=st.booleans())
 def test_polygon_boxes_bound_the_visible_part(seed, corners, affine):

@@ -86,6 +86,7 @@ def test_check_with_random_scale(reference, heart):
         assert recall == pytest.approx((case["bpr"], case["aat"]), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_search_is_as_good_as_the_references(reference, heart, number):
     case = reference[0]["heart_train"]["kmean_anchors"][number]

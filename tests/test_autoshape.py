@@ -34,6 +34,7 @@ def rgb() -> np.ndarray:
     return cv2.resize(np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8), (128, 96))
 
 
+@pytest.mark.slow
 def test_every_kind_of_picture_gives_the_same_boxes(model, rgb, tmp_path):
     file = tmp_path / "Bild ü.png"
     file.write_bytes(cv2.imencode(".png", rgb[..., ::-1])[1].tobytes())
@@ -111,6 +112,7 @@ def test_other_types_of_number_are_values_of_0_to_255_as_in_yolov5(model, rgb):
         model([rgb, (rgb / 255).astype(np.float32)], 128)
 
 
+@pytest.mark.slow
 def test_an_empty_list_is_no_picture(model):
     with pytest.raises(ValueError, match="no picture"):
         model([])
@@ -212,6 +214,7 @@ def test_training_mode_is_not_entered(model):
     assert not model.train().training and not model.model.training
 
 
+@pytest.mark.slow
 def test_torch_hub(weights, rgb, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     model = torch.hub.load(str(ROOT), "custom", str(weights), source="local", device="cpu", verbose=False)
@@ -229,6 +232,7 @@ def test_torch_hub(weights, rgb, monkeypatch, tmp_path):
         torch.hub.load(str(ROOT), "yolov5s", source="local")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "name"), [(0, "0"), ("0", "0"), ("cuda", "0"), (None, ""), ("cpu", "cpu")])
 def test_device_0_is_the_first_gpu_and_not_the_best_there_is(weights, monkeypatch, device, name):
     import hubconf

@@ -424,6 +424,7 @@ def picture_batch(generator: torch.Generator, n: int = 8, size: int = 64) -> tup
     return images, targets, nn.functional.one_hot(view, 3).float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_early_users_check(seed):
     """4 classes, batch 8, 5 epochs of 10 batches, weights (1.0, 0.01) at first."""
@@ -473,6 +474,7 @@ def test_two_processes_hold_equal_weights_and_match_one(tmp_path, second):
         assert first[name][2] == pytest.approx(balancer.stats()["cosine"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_gradnorm_beats_equal_weights_on_the_papers_toy_problem():
     """Section 4 of the paper, two tasks of scale 1 and 100, shortened."""
     args = argparse.Namespace(steps=250, inputs=20, outputs=10)

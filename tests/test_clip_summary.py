@@ -132,6 +132,7 @@ def test_a_folder_of_frames_is_a_clip_without_times(weights, tmp_path, capsys):
     assert capsys.readouterr().out.count("10.png is read before 8.png: write numbers with leading zeros") == 1
 
 
+@pytest.mark.slow
 def test_a_plain_detector_has_no_view(tmp_path):
     plain = save_weights(tmp_path / "plain.pt", joint=False, seed=1)
     out = detect_in(plain, write_video(tmp_path / "a.avi", 3), tmp_path)

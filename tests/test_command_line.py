@@ -108,6 +108,7 @@ def imported(program: str, *args: object) -> set[str]:
     return set(answer.stdout.rpartition("imported:")[2].split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(f.name for f in ROOT.glob("*.py") if f.name != "hubconf.py"))
 def test_help_is_answered_before_anything_large_is_imported(script):
     program = (
@@ -197,6 +198,7 @@ READS = [  # files that a script opens
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "option"), READS)
 def test_every_script_ends_in_a_sentence_at_broken_places(name, option, tmp_path):
     script = SCRIPTS[name]

@@ -104,6 +104,7 @@ def test_rect_batches_are_uniform_and_complete(index):
 # --- the same pictures whatever the machine -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pictures_do_not_depend_on_workers_cache_or_order(index):
     def read(workers, cache=None, epochs=(3, 4)):
         loader, dataset = create_dataloader(

@@ -130,6 +130,7 @@ def test_drawing_switches(weights, pictures, tmp_path):
     assert all((a != b).any() for a, b in zip(drawn, drawn[1:], strict=False))
 
 
+@pytest.mark.slow
 def test_exist_ok_appends_rows_and_replaces_labels(weights, pictures, tmp_path):
     for _ in range(2):
         out = run(weights, pictures / "a.png", tmp_path, save_txt=True, save_csv=True, exist_ok=True, name="same")
@@ -239,6 +240,7 @@ def test_same_names_from_different_folders_do_not_meet(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_results_are_one_to_one_with_inputs(weights, pictures, tmp_path, capsys, monkeypatch):
     """Equal names in two folders, frames named as pictures are, other case, other suffix: nothing is overwritten."""
     monkeypatch.setattr("utils.results.feature_maps.CHANNELS", 1)  # shown of each layer
@@ -318,6 +320,7 @@ def test_half_on_a_processor_and_dnn(weights, pictures, tmp_path, capsys):
     assert "--dnn" in capsys.readouterr().out and len(rows_of(out / "predictions.csv")) == 4
 
 
+@pytest.mark.slow
 def test_label_files_without_the_image_row(weights, pictures, tmp_path):
     with_row = run(weights, pictures, tmp_path, save_txt=True) / "labels"
     without = run(weights, pictures, tmp_path, save_txt=True, save_csv=True, objects_only=True)
@@ -334,6 +337,7 @@ def test_view_img_without_a_display(weights, pictures, tmp_path, monkeypatch, ca
     assert "no windows are opened: there is no display" in capsys.readouterr().out and (out / "a.png").exists()
 
 
+@pytest.mark.slow
 def test_update_strips_the_training_state(tmp_path, pictures):
     file = save_weights(tmp_path / "w.pt")
     state = torch.load(file, weights_only=True)
@@ -344,6 +348,7 @@ def test_update_strips_the_training_state(tmp_path, pictures):
     load_model(file)
 
 
+@pytest.mark.slow
 def test_update_leaves_a_file_of_yolov5_as_it_is(tmp_path, pictures, monkeypatch, capsys):
     file, ours = tmp_path / "old.pt", tmp_path / "old_joint.pt"
     save_release(file, "v7.0", monkeypatch, stripped=False)
@@ -416,6 +421,7 @@ def test_loaded_model_is_ready_for_inference(weights):
     assert torch.allclose(fused.probs, plain.probs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_ensemble_puts_boxes_together_and_averages_views(weights, plain_weights, tmp_path):
     other = save_weights(tmp_path / "other.pt", seed=5)
     files = [plain_weights, weights, other]  # the first one has no image branch

@@ -75,6 +75,7 @@ def pictures(batch: int, *size: int) -> torch.Tensor:
     return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_fixed_size(weights, name):
     file = made(name, batch_size=2)
@@ -93,6 +94,7 @@ def test_fixed_size(weights, name):
         model(pictures(1, 64, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_any_size(weights, name):
     model, ours = load_model(made(name, dynamic=True)), load_model(weights)
@@ -192,6 +194,7 @@ def test_metadata_are_not_evaluated(tmp_path):
     assert not (tmp_path / "was_run").exists()
 
 
+@pytest.mark.slow
 def test_the_way_back(weights, folder):
     """The state dict fits a plain model of YOLOv5's shape, strictly, and gives the joint model's boxes."""
     (file,) = run(weights, "state_dict")
@@ -232,6 +235,7 @@ def test_checkpoints_of_yolov5(shared, tmp_path, name):
     assert "model.24.m.2.bias" in torch.load(state, weights_only=True)
 
 
+@pytest.mark.slow
 @need_openvino
 def test_float16_weights_for_openvino(weights):
     (file,) = run(weights, "openvino", half=True)
@@ -255,6 +259,7 @@ def test_openvino_takes_bfloat16_where_the_processor_has_it(weights, monkeypatch
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -299,6 +304,7 @@ def test_flags_without_effect_are_told(weights, capsys):
     assert "rounded up to 64x64" in out
 
 
+@pytest.mark.slow
 def test_optimize_works_or_says_why_not(weights, folder):
     images = pictures(1, *SIZE)
     try:
@@ -353,6 +359,7 @@ def test_exported_files_are_not_exported_again(weights):
         run(file, "torchscript")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx"])
 def test_a_file_that_answers_otherwise_is_not_kept(weights, folder, name, monkeypatch):
     target = Path(shutil.copy(made(name, dynamic=True), folder / FILES[name]))
@@ -389,6 +396,7 @@ def test_folder_is_replaced_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [target.name]
 
 
+@pytest.mark.slow
 def test_files_of_yolov5(weights, tmp_path):
     """ONNX as YOLOv5 writes it: one output, `stride` and `names` alone."""
     model = onnx.load(made("onnx", batch_size=2))

@@ -113,6 +113,7 @@ def test_validation_gives_the_same_metrics(files, weights, data, tmp_path, kind)
         assert found == pytest.approx(expected, abs=1e-3), "OpenCV"
 
 
+@pytest.mark.slow
 def test_validation_pads_to_the_size_of_a_fixed_file(files, data, tmp_path, capsys):
     options = {"batch_size": 4, "device": "cpu", "plots": False, "workers": 0, "project": tmp_path}
     results = val_joint.run(data, str(files["onnx", "fixed"]), imgsz=100, half=True, **options)
@@ -159,6 +160,7 @@ def assert_same(found, expected) -> None:
         assert found[1] == expected[1]
 
 
+@pytest.mark.slow
 def test_detection_gives_the_same_labels(files, weights, data, tmp_path):
     source = Path(data["path"]) / "images"  # square, so that every file sees the same input
     expected = detections(weights, source, tmp_path)
@@ -196,6 +198,7 @@ def test_threads_at_once_answer_as_one_picture_at_a_time(files, data, monkeypatc
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_detection_on_pictures_of_any_shape(files, weights, tmp_path, capsys):
     im = cv2.resize(np.random.default_rng(1).integers(0, 255, (5, 7, 3), np.uint8), (128, 64))
     cv2.imwrite(str(tmp_path / "wide.png"), im)
@@ -213,6 +216,7 @@ def test_detection_on_pictures_of_any_shape(files, weights, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_what_exported_files_cannot_do(files, data, tmp_path, capsys):
     source = Path(data["path"]) / "images"
     for script, call in (
@@ -246,6 +250,7 @@ def nameless(files, tmp_path_factory) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_names_from_the_data_yaml(nameless, data, tmp_path, capsys):
     source, names = Path(data["path"]) / "images", ["one", "two", "three"]
     save_yaml(tmp_path / "three.yaml", data | {"names": names})
@@ -271,6 +276,7 @@ def test_validation_of_a_file_without_names(nameless, data, tmp_path, capsys):
         val_joint.run(data | {"names": ["a", "b"]}, str(nameless), device="cpu", save_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_python_and_ensembles_of_a_file_without_names(nameless, weights, data, capsys):
     picture = cv2.imread(str(Path(data["path"]) / "images" / "0.png"))
     for model in (AutoShape(load_model(nameless)), hubconf.custom(nameless, device="cpu", _verbose=False)):
@@ -284,6 +290,7 @@ def test_python_and_ensembles_of_a_file_without_names(nameless, weights, data, c
     assert "WARNING" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_study_has_a_row_for_each_size_that_was_used(nameless, weights, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(val_joint, "STUDY_SIZES", range(64, 161, 16))
@@ -302,6 +309,7 @@ def test_a_study_has_a_row_for_each_size_that_was_used(nameless, weights, data, 
 # Python ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_autoshape_and_hub(files, weights, data, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     pictures = [cv2.imread(str(p))[..., ::-1] for p in sorted((Path(data["path"]) / "images").iterdir())[:3]]
@@ -319,6 +327,7 @@ def test_autoshape_and_hub(files, weights, data, monkeypatch, tmp_path):
     assert model(images).shape == (2, 252, 8) and [t.shape for t in model.model(images)] == [(2, 252, 8), (2, 2)]
 
 
+@pytest.mark.slow
 def test_ensembles(files, weights):
     images = torch.rand(3, 3, SIDE, SIDE)
     mixed = load_model([weights, files["onnx", "fixed"]])(images)
@@ -352,6 +361,7 @@ def test_broken_files_end_in_a_sentence(tmp_path, name):
             load_model(file, dnn=True)
 
 
+@pytest.mark.slow
 def test_incomplete_folders(files, tmp_path):
     folder = tmp_path / "w_openvino_model"
     shutil.copytree(files["openvino", "any"], folder)

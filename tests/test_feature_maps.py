@@ -35,6 +35,7 @@ def run(weights, source, tmp_path, **options):
     return detect.run(weights, source, project=tmp_path / "runs", **options)
 
 
+@pytest.mark.slow
 def test_maps_of_every_layer_and_picture(pictures, tmp_path, capsys):
     file = save_weights(tmp_path / "w.pt")
     out = run(file, pictures, tmp_path)
@@ -64,11 +65,13 @@ def test_frames_and_ensembles_have_folders_of_their_own(pictures, tmp_path):
     assert np.array_equal(maps[0], maps[1]) and not np.allclose(maps[0], maps[2])
 
 
+@pytest.mark.slow
 def test_exported_files_have_no_maps(pictures, tmp_path, capsys):
     out = run(made("torchscript"), pictures / "a.png", tmp_path)
     assert "--visualize needs PyTorch weights (.pt)" in capsys.readouterr().out and not list(out.iterdir())
 
 
+@pytest.mark.slow
 def test_augmented_passes_do_not_replace_the_first(tmp_path):
     model = load_model(save_weights(tmp_path / "w.pt", joint=False))
     features, images = FeatureMaps([model]), torch.rand(2, 3, 64, 64)

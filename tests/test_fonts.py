@@ -51,6 +51,7 @@ def test_a_class_that_no_font_can_write_is_its_number_and_said_once(capsys):
     assert writable_text("a 猫.png") == "a ?.png"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["system", "named"])
 def test_another_font_that_has_the_characters_is_used(where, special, monkeypatch, tmp_path):
     assert font_for(special) is None

@@ -57,6 +57,7 @@ def test_facts_of_the_reference(golden):
         assert {k: content[k] for k in facts[name]} == facts[name]
 
 
+@pytest.mark.slow
 def test_what_sets_them_apart():
     panet, bifpn = layers_of("yolov5-panet"), layers_of("yolov5-bifpn")
     assert [(a.f, b.f) for a, b in zip(panet, bifpn, strict=True) if a.f != b.f] == [([-1, 14], [-1, 14, 6])]

@@ -41,6 +41,7 @@ def plain(index) -> DatasetIndex:
     return dataclasses.replace(index, im_files=np.array(files))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warp", [{}, {"degrees": 30.0, "shear": 8.0}, {"perspective": 0.001}])
 def test_area_targets_are_shares_of_the_visible_pixels(plain, warp):
     hyp = NO_AUGMENTATION | {"mosaic": 1.0, "scale": 0.5, "translate": 0.2, "fliplr": 0.5, "image_mix": "area"} | warp
@@ -97,6 +98,7 @@ def test_same_class_partners_keep_targets_one_hot(plain):
                 assert (channels[strange] <= 115).all()  # grey alone, no other class's colour
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

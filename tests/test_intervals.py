@@ -28,6 +28,7 @@ def collected(right: list[bool], classes: list[int]) -> DetectionMetrics:
     return metrics
 
 
+@pytest.mark.slow
 def test_more_pictures_of_the_same_groups_are_no_more_evidence():
     """Twelve groups of one picture, and the same groups with twenty equal pictures each: the same accuracy interval."""
     rng = np.random.default_rng(0)
@@ -46,6 +47,7 @@ def test_more_pictures_of_the_same_groups_are_no_more_evidence():
     assert high - low < 0.15  # what drawing pictures would have claimed
 
 
+@pytest.mark.slow
 def test_percentiles_against_the_binomial_distribution():
     from scipy.stats import binom
 
@@ -90,6 +92,7 @@ def data_and_weights(tmp_path_factory) -> tuple[Path, Path]:
     return data, folder / "new.pt"
 
 
+@pytest.mark.slow
 def test_the_command(data_and_weights, tmp_path, capsys):
     data, weights = data_and_weights
     fixed = {"imgsz": 64, "workers": 0, "plots": False, "device": "cpu", "project": tmp_path, "name": "v"}

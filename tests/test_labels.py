@@ -210,6 +210,7 @@ unit = st.floats(0, 1, width=32)
 boxes = st.tuples(st.integers(0, 9), unit, unit, unit, unit).filter(lambda b: np.float32(b[3]) * np.float32(b[4]) > 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.lists(boxes, max_size=6), st.integers(0, 20), st.integers(-1, 19))
 def test_format_then_parse_gives_the_same_label(rows, cls_nc, image_class):
@@ -237,6 +238,7 @@ like_labels = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.one_of(st.text(), like_labels), st.integers(0, 5) | st.none(), st.integers(0, 9))
 def test_parser_takes_any_text(text, nc, cls_nc):

@@ -77,6 +77,7 @@ def test_joint_runs_append_their_columns(tmp_path):
     assert header(tmp_path) == list(table_columns(criterion_of(False))) + JOINT_ORDER
 
 
+@pytest.mark.slow
 def test_values_stand_in_their_columns(tmp_path):
     with logger(tmp_path) as log:
         log.epoch(record(0))
@@ -134,6 +135,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(json_values)
 @settings(max_examples=100, deadline=None)
 def test_plain_is_always_valid_json(value):

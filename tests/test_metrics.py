@@ -160,6 +160,7 @@ def one_hot(true: np.ndarray, classes: int) -> torch.Tensor:
     return torch.eye(classes)[torch.as_tensor(true)]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 5), st.integers(1, 60))
 def test_image_metrics_agree_with_scikit_learn(seed, classes, n):

@@ -82,6 +82,7 @@ def n_cls() -> Model:
 # Figures of the reference ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_size_has_the_reference_layers(expected):
     assert {m["name"] for m in expected["models"]} >= {*P5, *P6}
     for want in expected["models"]:
@@ -101,6 +102,7 @@ def test_yolov5s_with_four_classes_has_the_known_figures():
     assert (figures["layers"], figures["parameters"], figures["gradients"]) == (214, 7_030_417, 7_030_417)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "nc"), [("yolov5n", 80), ("yolov5s", 4), ("yolov5n6", 80)])
 def test_model_matches_the_reference(expected, name, nc):
     want = next(m for m in expected["models"] if (m["name"], m["nc"]) == (name, nc))
@@ -158,6 +160,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name", "nc", "raw_atol", "decoded_atol"), CASES)
 def test_outputs_match_the_reference(golden, case, name, nc, raw_atol, decoded_atol):
     facts = json.loads((golden / "forward.json").read_text())[case]
@@ -191,6 +194,7 @@ def test_outputs_match_the_reference(golden, case, name, nc, raw_atol, decoded_a
 # The image-level branch -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_branch_adds_one_to_three_percent():
     for name in JOINT:
         content, file = load_model_yaml(f"{name}.yaml")
@@ -404,6 +408,7 @@ def test_augmented_training_is_refused():
 # Layers ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(LAYERS) - {"Detect", "ImageHead", "ImageClassifier", "Concat"}))
 def test_every_layer_runs_and_fuses(name):
     args = {"Contract": [2], "Expand": [2]}.get(name, [16])

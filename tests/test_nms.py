@@ -66,6 +66,7 @@ def test_agrees_with_the_definition(conf, iou):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 def test_the_early_stop_changes_nothing(monkeypatch):
     prediction = random_prediction(6000, nc=2)
     quick = non_max_suppression(prediction, 0.001, 0.6, multi_label=True, max_det=150)[0]

@@ -30,6 +30,7 @@ def same_outputs(file, network: nn.Module, fuse: bool = False) -> float:
     return difference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "stripped"), [*((v, False) for v in VERSIONS), ("v5.0", True), ("v7.0", True)])
 def test_releases(tmp_path, monkeypatch, version, stripped):
     file = tmp_path / "best.pt"
@@ -73,6 +74,7 @@ def test_layers_of_v5_have_the_known_number_of_parameters():
     assert sum(p.numel() for p in model.fuse().parameters()) == 7_266_973
 
 
+@pytest.mark.slow
 def test_spellings_of_other_pythons_systems_and_numpys(tmp_path, monkeypatch):
     old_numpy = {f"numpy._core.multiarray {n}": f"numpy.core.multiarray {n}" for n in ("_reconstruct", "scalar")}
     for windows, renamed in (
@@ -116,6 +118,7 @@ def _with_activations(change) -> DetectionModel:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", [nn.Hardswish(), nn.ReLU(), nn.LeakyReLU(0.2, inplace=True), nn.Mish()])
 def test_another_activation_everywhere(tmp_path, monkeypatch, act):
     def change(model):
@@ -128,6 +131,7 @@ def test_another_activation_everywhere(tmp_path, monkeypatch, act):
     assert "activations" not in load_checkpoint(tmp_path / "a.pt").model_yaml
 
 
+@pytest.mark.slow
 def test_layers_with_activations_of_their_own(tmp_path, monkeypatch):
     """BottleneckCSP had a LeakyReLU inside in v5.0 and has a SiLU now: what the file says counts, once ours as well."""
     rows = yaml_of("v6.0")

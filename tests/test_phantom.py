@@ -50,6 +50,7 @@ def test_same_seed_gives_the_same_bytes_whatever_the_workers(phantom, tmp_path):
     assert contents(tmp_path / "again") == contents(phantom)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_pictures(phantom, tmp_path):
     generate(tmp_path / "other", seed=1, train_patients=1, valid_patients=1, clips=1, frames=1)
     name = next(name for name in contents(tmp_path / "other") if name.endswith(".jpg"))
@@ -108,6 +109,7 @@ def test_jets_stand_only_in_views_that_show_their_valve(phantom):
         assert {NAMES[int(c)] for c in label.objects[:, 0]} <= allowed[VIEWS[label.image_class]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", VIEWS)
 def test_the_box_is_tight_around_what_the_jet_paints(view):
     """The same frame drawn without its jet differs inside the box alone, and up to each of the box's sides."""
@@ -140,6 +142,7 @@ def test_regurgitation_flows_while_the_valve_is_closed():
     assert phases == {"AR": DIASTOLE, "PR": DIASTOLE, "MR": SYSTOLE, "TR": SYSTOLE}
 
 
+@pytest.mark.slow
 def test_jets_are_mosaic_and_normal_flow_is_not():
     """Turbulence shows as hue that changes from pixel to pixel; smooth aliasing does not."""
 
@@ -235,6 +238,7 @@ def test_counts_must_be_positive(tmp_path, name):
         generate(tmp_path / "set", **{name: 0})
 
 
+@pytest.mark.slow
 def test_command_line_says_that_it_is_synthetic_and_needs_no_torch(tmp_path):
     block = "import sys; sys.modules['torch'] = None; import runpy; sys.argv = sys.argv[1:]; "
     command = [sys.executable, "-c", block + "runpy.run_path(sys.argv[0], run_name='__main__')"]

@@ -60,6 +60,7 @@ def same_rows(found: np.ndarray, expected: np.ndarray, pixels: float) -> bool:
     return found.shape == expected.shape and (apart.max(2) <= 1).any(0).all() and (apart.max(2) <= 1).any(1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [0, 2, 3])
 def test_batches_and_threads_answer_as_one_picture_at_a_time(weights, folder, batch):
     alone = predictor_of(weights)
@@ -127,6 +128,7 @@ def test_a_batch_that_a_gpu_cannot_hold_is_halved(weights, folder, monkeypatch):
         predictor(pictures, (64, 64))
 
 
+@pytest.mark.slow
 def test_a_long_video_is_never_held_in_memory(weights):
     class Film:
         live, images, videos, read = False, [], ["film"], 0

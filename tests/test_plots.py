@@ -299,12 +299,14 @@ def golden_csv(golden: Path, folder: Path) -> Path:
     return folder / "results.csv"
 
 
+@pytest.mark.slow
 def test_plot_results_of_a_yolov5_run(golden, tmp_path):
     data = read_results(golden_csv(golden, tmp_path))
     assert len(data) == 14 and len(data["epoch"]) == 20 and data["metrics/mAP_0.5"].max() > 0.3
     assert size_of(plot_results(tmp_path / "results.csv")) == (2100, 1125)
 
 
+@pytest.mark.slow
 def test_plot_results_of_a_joint_run_with_gaps(tmp_path):
     rows = ["epoch, train/box_loss,train/image_loss, val/image_loss", "0, 0.1, 1,", "1, 0.09, 0.5, 0.7", "2, 0.0"]
     (tmp_path / "results.csv").write_text("\n".join(rows))  # the last row is cut short
@@ -335,6 +337,7 @@ def test_smooth_keeps_straight_lines_and_quiets_noise():
     assert np.isnan(smooth([np.nan, np.nan])).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("records", [[record(e) for e in range(8)], [record(0, False)]])
 def test_plot_task_weights(tmp_path, records):
     assert size_of(plot_task_weights(records, tmp_path / "w.png")) == (2250, 1275)
@@ -415,6 +418,7 @@ def test_safe_text():
 # The process the functions run in -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_from_two_threads(tmp_path):
     def draw(k: int) -> bytes:
         plot_confusion_matrix(np.eye(3), VIEWS, "image", tmp_path / f"{k}.png")
@@ -424,6 +428,7 @@ def test_pictures_are_the_same_from_two_threads(tmp_path):
         assert len(set(pool.map(draw, range(4)))) == 1
 
 
+@pytest.mark.slow
 def test_pyplot_is_neither_needed_nor_changed(tmp_path):
     code = (
         "import sys, numpy as np, matplotlib\n"

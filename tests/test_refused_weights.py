@@ -76,6 +76,7 @@ def test_the_commands_are_no_duds(tmp_path, name):
     assert target.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_in_every_container(tmp_path, name, container):
@@ -168,6 +169,7 @@ ENTRIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_way_in_refuses_and_names_the_global(tmp_path, monkeypatch, entry):
     monkeypatch.chdir(tmp_path)

@@ -53,6 +53,7 @@ def test_a_picture_counts_for_its_rarest_class():
 pictures = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 2), st.integers(-1, 1)), min_size=12, max_size=60)
 
 
+@pytest.mark.slow
 @given(pictures, st.sampled_from([(0.5, 0.5), (0.8, 0.1, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.7, 0.3)]), st.integers(0, 3))
 @settings(max_examples=8, deadline=None)
 def test_no_group_is_parted_and_no_part_is_empty(drawn, shares, seed):

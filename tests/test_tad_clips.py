@@ -21,6 +21,7 @@ def clips(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_files_and_annotations_agree(clips):
     annotations = read_annotations(clips / "annotations.json")
     assert not annotations.problems
@@ -33,6 +34,7 @@ def test_files_and_annotations_agree(clips):
         assert all(e.label in CLASSES and e.end <= record.duration for e in record.events)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_clips(clips, tmp_path):
     generate(tmp_path / "again", seed=3, train_patients=2, valid_patients=1, clips=1, workers=1)
     one, two = (json.loads((r / "annotations.json").read_text()) for r in (clips, tmp_path / "again"))
@@ -44,6 +46,7 @@ def test_the_same_seed_gives_the_same_clips(clips, tmp_path):
         generate(tmp_path, train_patients=1, valid_patients=1, clips=1)
 
 
+@pytest.mark.slow
 def test_events_lie_in_their_phase():
     found = 0
     for seed in range(12):

@@ -118,6 +118,7 @@ def test_truncation(case):
     assert ours == [case[key] for key in keys]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 200), st.lists(st.tuples(st.integers(0, 199), st.integers(0, 60))))
 def test_what_truncation_promises(seed, samples, rows):
@@ -231,6 +232,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st
                         inner, max_size=5), max_leaves=12)  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.sampled_from(["v", "w"]), JSON))
 def test_any_json_is_read_or_refused(tmp_path_factory, database):

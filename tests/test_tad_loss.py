@@ -123,6 +123,7 @@ EVENTS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(EVENTS)
 def test_assignment_is_that_of_a_plain_loop(rows):
@@ -184,6 +185,7 @@ def test_learning_rates(case):
     assert sums == pytest.approx(case["sum_all"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_eight_steps_of_the_recipe():
     """Gradients of the first step, then losses, norms, weights and averages of eight steps."""
     info, z = figures("train_small"), arrays("train_small")

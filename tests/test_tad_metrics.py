@@ -81,6 +81,7 @@ def by_video(rows, scored: bool) -> dict:
     return out
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(EVENTS.filter(bool), EVENTS)
 def test_average_precision_is_that_of_a_plain_program(truth_rows, predicted_rows):

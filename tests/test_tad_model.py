@@ -88,6 +88,7 @@ def test_optimiser_groups(meta):
     assert len(trained) == 108 + 71 + 158 and not any(p.requires_grad for p in frozen)
 
 
+@pytest.mark.slow
 def test_sizes_of_the_other_models():
     for name, millions in {"b": 117.5, "l": 345.8, "h": 689.3, "g": 1084.6}.items():
         with torch.device("meta"):
@@ -100,6 +101,7 @@ def test_drop_path_rates(meta):
     assert rates == pytest.approx(figures("model")["drop_path_rate_per_block"], abs=1e-8)
 
 
+@pytest.mark.slow
 def test_multiply_accumulates_of_a_window(meta):
     """1173.947 G of matrix and convolution products; the depthwise adapters' three shifted products are not counted."""
     frames, real = torch.empty(1, 3, 768, 160, 160, device="meta"), torch.ones(1, 768, dtype=torch.bool, device="meta")
@@ -342,6 +344,7 @@ def test_keys_need_no_bias(small):
         assert getattr(model.backbone.blocks[0].attn, name).grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_recomputed_activations_give_the_same_gradients():
     frames, real = clip(2, 48, 32, 32, 1), mask([48, 40], 48)
     results = []

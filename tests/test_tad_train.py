@@ -107,6 +107,7 @@ def test_what_a_run_leaves(data, cfg, tmp_path):
     assert checkpoint.epoch == 3 and checkpoint.train_state is None
 
 
+@pytest.mark.slow
 def test_validation_repeats_the_figures_of_the_run(trained, data, tmp_path):
     words = ["--data", str(data), "--weights", str(trained / "weights/best.pt"), "--amp", "off", "--device", "cpu"]
     metrics = val_tad.main(val_tad.parse_opt([*words, "--workers", "0", "--project", str(tmp_path)]))
@@ -153,6 +154,7 @@ def test_a_stopped_run_goes_on_exactly(trained, data, cfg, tmp_path, monkeypatch
         assert a["train"] == b["train"] and a["metrics"] == b["metrics"] and a["lr"] == b["lr"]
 
 
+@pytest.mark.slow
 def test_events_of_files(trained, data, tmp_path, capsys):
     folder = data.parent / "videos"
     (tmp_path / "in").mkdir()
@@ -187,6 +189,7 @@ def test_windows_overlap_or_not_events_are_those_of_the_validation(trained, data
         assert ours.score == pytest.approx(wanted["score"], abs=2e-4)
 
 
+@pytest.mark.slow
 def test_a_public_checkpoint_runs(trained, data, cfg, tmp_path):
     model = load_model(trained / "weights/best.pt")
     torch.save({"epoch": 1, "state_dict_ema": to_public(model.state_dict())}, tmp_path / "epoch_1.pth")
@@ -199,6 +202,7 @@ def test_a_public_checkpoint_runs(trained, data, cfg, tmp_path):
     assert metrics["average_map"] == pytest.approx(wanted["average_map"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_training_starts_from_other_weights(trained, data, cfg, tmp_path, capsys):
     run = train(data, cfg, tmp_path, "--weights", str(trained / "weights/best.pt"), "--epochs", "1", "--noplots")
     assert "tensors (train_tad.py)" in capsys.readouterr().out
@@ -207,6 +211,7 @@ def test_training_starts_from_other_weights(trained, data, cfg, tmp_path, capsys
     assert first < scratch
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_listed(data, cfg, tmp_path, capsys):
     other = tmp_path / "set"
     make_set(other, 4, 2)

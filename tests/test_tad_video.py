@@ -59,6 +59,7 @@ def videos(tmp_path_factory):
     return {name: write(folder / name, 140, **options) for name, options in KINDS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_frame_is_the_one_asked_for(videos, name, threads):
@@ -69,6 +70,7 @@ def test_every_frame_is_the_one_asked_for(videos, name, threads):
         assert video.duration == pytest.approx(140 / 25, abs=0.01) and video.even
 
 
+@pytest.mark.slow
 def test_a_varying_frame_rate(tmp_path):
     rng = np.random.default_rng(0)
     times = np.concatenate([[0], np.cumsum(rng.choice([20, 33, 40, 120], 99))])

@@ -38,6 +38,7 @@ def public(tmp_path):
     return file, model, state
 
 
+@pytest.mark.slow
 def test_a_public_checkpoint_is_read_whole(public):
     file, model, state = public
     other = small_model()

@@ -188,6 +188,7 @@ def test_a_task_that_is_off_may_have_any_loss():
     assert torch.isfinite(balancer.combine([model.losses()[0] * math.nan, model.losses()[1]]))
 
 
+@pytest.mark.slow
 def test_only_the_fixed_sum_takes_a_weight_of_0():
     model = TwoTasks()
     for name in ("gradnorm", "uw", "mgda"):

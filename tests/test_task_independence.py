@@ -34,6 +34,7 @@ def reached(loss: torch.Tensor, model: Model) -> set[str]:
     return {name for (name, _), g in zip(model.named_parameters(), grads, strict=True) if g is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["n", "s", "m"])
 def test_no_gradient_of_dual_crosses_over(size):
     model = Model(load_yaml(ROOT / f"models/yolov5{size}_dual.yaml") | {"width_multiple": 0.125}, nc=2, cls_nc=3)
@@ -43,6 +44,7 @@ def test_no_gradient_of_dual_crosses_over(size):
     assert model.shared_parameters() == []
 
 
+@pytest.mark.slow
 def test_the_factor_scales_what_the_branch_sends_back_and_nothing_else():
     grads = {}
     for factor in (1.0, 0.25, 0.0):
@@ -144,6 +146,7 @@ def test_the_image_task_alone_trains_the_joint_network(data, cfgs, tmp_path):
     assert not any(name.startswith("model.24.m") for name in changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -108,6 +108,7 @@ def test_an_aggregator_gives_torchjds_gradient(name):
         torch.testing.assert_close(g, p.grad * factor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_uw_learns_the_inverse_of_each_loss():
     """At rest exp(-s_i) L_i = 1, and the weight is exp(-s_i) / 2; also from micro-batches under a loss scale."""
     p = nn.Parameter(torch.zeros(()))
@@ -120,6 +121,7 @@ def test_uw_learns_the_inverse_of_each_loss():
     assert balancer.weights.tolist() == pytest.approx([0.05, 2.5], rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BALANCERS)
 def test_a_loss_scale_changes_nothing_under_accumulation(name):
     plain, scaled = TwoTasks(), TwoTasks()

@@ -277,6 +277,7 @@ def test_files_of_yolov5(tmp_path, kind, half):
         assert torch.allclose(model(x)[0], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_size_that_is_in_the_file_is_not_tried(tmp_path):
     file = traced(DetectionModel("v6.0"), tmp_path / "w.torchscript", (64, 96), names=["a", "b"], dynamic=False)
     assert load_model(file).imgsz == (64, 96)
@@ -298,6 +299,7 @@ LAYERS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_layers_of_torch(tmp_path):
     network = nn.Sequential(*ACTIVATIONS, *LAYERS)
     x = torch.rand(1, 3, 64, 64)

@@ -158,6 +158,7 @@ def test_losses_of_both_tasks_fall(data, tiny_cfg, tmp_path):
     assert last["det"] < 0.7 * first["det"] and last["image"] < 0.3 * first["image"]
 
 
+@pytest.mark.slow
 def test_plain_detection_data(tmp_path):
     data = make_data(tmp_path / "plain", joint=False)
     results = train(data, "yolov5n.yaml", tmp_path, epochs=1, noplots=True)
@@ -208,6 +209,7 @@ def test_result_does_not_depend_on_the_number_of_workers(data, tiny_cfg, tmp_pat
     assert a["train"] == b["train"] and a["metrics"] == b["metrics"]
 
 
+@pytest.mark.slow
 def test_bad_loss_stops_the_run_and_names_the_batch(data, tiny_cfg, tmp_path, monkeypatch):
     compute = train_joint.ComputeJointLoss.__call__
     calls = []
@@ -386,6 +388,7 @@ def test_two_runs_of_one_name_have_a_folder_each(data, tiny_cfg, tmp_path, monke
     assert not (tmp_path / "exp/results.csv").exists() and (tmp_path / "exp2/results.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_in_a_sentence(data, tiny_cfg, tmp_path, monkeypatch):
     saved = train_joint.save_checkpoint
 

@@ -41,6 +41,7 @@ def set_weights_by_recipe(model: Model) -> None:
         value.copy_(torch.from_numpy(u.astype(np.float32)).view(value.shape))
 
 
+@pytest.mark.slow
 def test_three_steps_follow_the_reference(golden):
     facts = json.loads((golden / "train_step.json").read_text())
     hyp = json.loads((golden / "loss.json").read_text())["hyp_scratch_low"]

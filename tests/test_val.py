@@ -236,6 +236,7 @@ def test_val_run_by_yolov5s_call(data, tmp_path):
     assert isinstance(maps, np.ndarray) and maps.tolist() == detection["maps"] and len(t) == 3 and min(t) >= 0
 
 
+@pytest.mark.slow
 def test_plots(data, tmp_path):
     run(data, Oracle(), save_dir=tmp_path)
     expected = ["F1_curve.png", "PR_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png"]
@@ -244,6 +245,7 @@ def test_plots(data, tmp_path):
         assert cv2.imread(str(tmp_path / name)) is not None, name
 
 
+@pytest.mark.slow
 def test_backgrounds_only_and_no_image_labels(tmp_path):
     folder = tmp_path / "set" / "val"
     for name in "ab":
@@ -257,6 +259,7 @@ def test_backgrounds_only_and_no_image_labels(tmp_path):
     assert "none of 2 pictures" in image_table(results)
 
 
+@pytest.mark.slow
 def test_no_picture_at_all(data, tmp_path):
     results = val_joint.run(data, model=Oracle(), dataloader=[], device="cpu", save_dir=tmp_path)
     assert results["counts"]["images"] == 0 and results["detection"]["map50"] == 0

@@ -69,6 +69,7 @@ def test_a_file_of_yolov5_comes_back_as_it_was(theirs, tmp_path):
     assert (after["model"].state["nc"], after["model"].state["hyp"]["lr0"]) == (4, 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", ["yolov5n_cls.yaml", "yolov5s_dual.yaml", "hub/yolov5s-ghost.yaml"])
 def test_yolov5s_walk_through_the_layers_gives_our_boxes(tmp_path, monkeypatch, cfg):
     """Loaded with classes that have nothing of ours but the layers: they walk by `f`, `i`, `save` and `anchor_grid`."""
@@ -88,6 +89,7 @@ def test_yolov5s_walk_through_the_layers_gives_our_boxes(tmp_path, monkeypatch, 
     assert rows[-1][2] == "Detect" and len(rows) == len(loaded.model) and "cls_nc" not in loaded.yaml
 
 
+@pytest.mark.slow
 def test_it_names_what_yolov5_knows_alone(joint):
     ours = {"models.heads", "models.autoshape", "models.load"}
     names = globals_of(joint[1])
@@ -95,6 +97,7 @@ def test_it_names_what_yolov5_knows_alone(joint):
     assert not {n for n in names if n.split()[0] in ours or n.split()[0].startswith(("utils.", "__main__"))}
 
 
+@pytest.mark.slow
 def test_layers_that_yolov5_has_elsewhere_or_with_more_attributes(tmp_path):
     content = load_yaml(ROOT / "models" / "yolov5n.yaml") | {"width_multiple": 0.1}
     content["backbone"][1] = [-1, 1, "MixConv2d", [128, [1, 3], 2]]
@@ -118,6 +121,7 @@ def test_our_own_reader_takes_it_back(joint):
     assert " 0 left out, 0 new" in said[0]
 
 
+@pytest.mark.slow
 def test_what_yolov5_cannot_have_is_refused(tmp_path):
     model = Model("yolov5n_cls.yaml", cls_nc=2)
     record = {"epoch": 0, "ema": None, "opt": {}, "hyp": {}}

@@ -205,6 +205,7 @@ def pickled(weights) -> Path:
     return export.run(weights=weights, imgsz=64, include=["yolov5"])[0]
 
 
+@pytest.mark.slow
 def test_converters(weights, pickled):
     """Raw `torch.load`, in the folder of this project as in YOLOv5's."""
     content = torch.load(pickled, map_location="cpu", weights_only=False)
@@ -246,6 +247,7 @@ def test_loader_that_was_copied_from_yolov5(pickled):
 # Notebooks ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_notebook(weights, tmp_path, monkeypatch):
     import detect
     from utils.downloads import attempt_download

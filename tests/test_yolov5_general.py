@@ -97,6 +97,7 @@ def test_yaml_and_latest_run(tmp_path):
     assert general.get_latest_run(str(tmp_path)) == str(file)
 
 
+@pytest.mark.slow
 def test_strip_optimizer_writes_over_our_files_alone(tmp_path, monkeypatch, said):
     ours = save_weights(tmp_path / "ours.pt")
     size = ours.stat().st_size

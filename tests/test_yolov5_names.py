@@ -57,6 +57,7 @@ def test_results_and_wrapper_say_that_they_are_of_models_common(tmp_path):
     assert isinstance(results, models.common.Detections) and type(results).__module__ == "models.common"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["v6.1", "v7.0"])
 def test_each_layer_of_a_checkpoint_has_its_own_activation(tmp_path, monkeypatch, version):
     """Grad-CAM hooks one layer's activation: what it catches must be that layer's."""
