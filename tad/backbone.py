@@ -13,11 +13,35 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
+
+from utils.system.devices import autocast
 
 CHUNK, TUBELET = 16, 2  # frames that attend to one another; frames of a token
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB in 0..255
 LN_EPS = 1e-6
+AT_ONCE = 1600  # tokens that go through frozen layers together: few enough for what they become to stay in the cache
+
+
+def groups(chunks: int, tokens: int, device: torch.device) -> list[slice]:
+    """Chunks that go through frozen layers together: a few on a processor, all elsewhere and in exported networks."""
+    whole = device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling()
+    size = chunks if whole else max(1, AT_ONCE // tokens)
+    return [slice(i, i + size) for i in range(0, chunks, size)]
+
+
+def compute_type(device: torch.device) -> torch.dtype | None:
+    """The type that autocast computes in; None where it is off."""
+    on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
+
+
+def converted(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """A module's parameters in `compute_type`: autocast would convert frozen ones at every call."""
+    dtype = compute_type(device)
+    return {name: p if dtype is None else p.to(dtype) for name, p in module.named_parameters()}
 
 
 def sinusoid_table(positions: int, dim: int) -> Tensor:
@@ -41,10 +65,14 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        return drop_path(x, self.rate, torch.rand(len(x), device=x.device))
+    def draw(self, x: Tensor) -> Tensor | None:
+        """New numbers for the rows of `x`, where they are needed."""
+        return torch.rand(len(x), device=x.device) if self.training and self.rate else None
+
+    def forward(self, x: Tensor, uniform: Tensor | None = None) -> Tensor:
+        """`uniform`: numbers of `draw`; new ones where it is left out."""
+        uniform = self.draw(x) if uniform is None else uniform
+        return x if uniform is None else drop_path(x, self.rate, uniform)
 
 
 class Attention(nn.Module):
@@ -113,6 +141,9 @@ class Adapter(nn.Module):
         return torch.addcmul(x, self.up_proj(u + v.view_as(u)).to(x.dtype), self.gamma.to(x.dtype))
 
 
+Draws = tuple[Tensor | None, Tensor | None]  # of drop path for each chunk: its attention, its MLP
+
+
 class Block(nn.Module):
     """Attention, MLP, adapter; each with its own residual."""
 
@@ -126,9 +157,79 @@ class Block(nn.Module):
         self.adapter = Adapter(dim, adapter) if adapter else None
 
     def forward(self, x: Tensor, videos: int, places: int) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        if torch.is_grad_enabled() and (x.requires_grad or not self.frozen()):
+            x = x + self.drop_path(self.attn(self.norm1(x)))
+            x = x + self.drop_path(self.mlp(self.norm2(x)))
+        else:
+            x = self.vit(x, self.draws(x))
         return x if self.adapter is None else self.adapter(x, videos, places)
+
+    def frozen(self) -> bool:
+        """Whether nothing but the adapter is trained."""
+        return not any(p.requires_grad for name, p in self.named_parameters() if not name.startswith("adapter."))
+
+    def draws(self, x: Tensor) -> Draws:
+        return self.drop_path.draw(x), self.drop_path.draw(x)
+
+    @torch.no_grad()
+    def vit(self, x: Tensor, draws: Draws) -> Tensor:
+        """Attention and MLP of x [chunks, tokens, dim], some chunks at a time."""
+        attn, mlp = (converted(part, x.device) for part in (self.attn, self.mlp))
+        out = torch.empty_like(x)
+        for part in groups(*x.shape[:2], x.device):
+            first, second = (None if u is None else u[part] for u in draws)
+            y = x[part]
+            y = y + self.drop_path(functional_call(self.attn, attn, (self.norm1(y),)), first)
+            torch.add(y, self.drop_path(functional_call(self.mlp, mlp, (self.norm2(y),)), second), out=out[part])
+        return out
+
+    @torch.no_grad()
+    def vit_gradient(self, x: Tensor, grad: Tensor, draws: Draws) -> Tensor:
+        """Gradient of `vit` with respect to x, from that of its output. What lies between is computed again.
+
+        The MLP's last product is not: for a gradient its inputs and outputs do not matter.
+        """
+        attn, mlp = (converted(part, x.device) for part in (self.attn, self.mlp.layers[0]))
+        last = converted(self.mlp.layers[1], x.device)["weight"]
+        out = torch.empty_like(x)
+        for part in groups(*x.shape[:2], x.device):
+            first, second = (None if u is None else u[part] for u in draws)
+            hidden_grad = self.drop_path(grad[part], second).to(last.dtype) @ last
+            with torch.enable_grad():
+                inner = x[part].detach().requires_grad_()
+                y = inner + self.drop_path(functional_call(self.attn, attn, (self.norm1(inner),)), first)
+                hidden = functional_call(self.mlp.layers[0], mlp, (self.norm2(y),))
+            (out[part],) = torch.autograd.grad([y, hidden], inner, [grad[part], hidden_grad])
+        return out
+
+
+class AdapterThenBlock(torch.autograd.Function):
+    """An adapter and the frozen layers of the block after it; of both only the adapter's input is kept.
+
+    Frozen layers need no gradient of their weights, so nothing of them has to be there at once: `Block.vit_gradient`.
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor, adapter: Adapter, block: Block, videos: int, places: int, *weights: Tensor) -> Tensor:
+        """`weights` are the adapter's parameters, which so get their gradients."""
+        ctx.save_for_backward(z)
+        x = adapter(z, videos, places)
+        ctx.draws, ctx.dtype = block.draws(x), compute_type(z.device)
+        ctx.parts = adapter, block, videos, places, weights
+        return block.vit(x, ctx.draws)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        (z,), (adapter, block, videos, places, weights) = ctx.saved_tensors, ctx.parts
+        with autocast(z.device, ctx.dtype is not None, ctx.dtype):
+            with torch.enable_grad():
+                z = z.detach().requires_grad_(ctx.needs_input_grad[0])
+                x = adapter(z, videos, places)
+            grad = block.vit_gradient(x.detach(), grad, ctx.draws)
+        wanted = [t for t in (z, *weights) if t.requires_grad]
+        grads = dict(zip(map(id, wanted), torch.autograd.grad(x, wanted, grad), strict=True))
+        return grads.get(id(z)), None, None, None, None, *(grads.get(id(w)) for w in weights)
 
 
 class PatchEmbed(nn.Module):
@@ -219,20 +320,43 @@ class Backbone(nn.Module):
         b, _, t, h, w = frames.shape
         if t % CHUNK:
             raise ValueError(f"a window of {t} frames: it must be a multiple of {CHUNK}")
-        x = frames.float() if frames.dtype != torch.float32 else frames.clone()
-        x = x.sub_(self.mean).div_(self.std).view(b, 3, t // CHUNK, CHUNK, h, w).transpose(1, 2).flatten(0, 1)
-        x = self.patch_embed(x)  # [chunks, dim, 8, rows, columns]
-        # contiguous: the residual stream keeps the layout that it begins with
-        return x.flatten(2).transpose(1, 2).contiguous() + self.positions(*x.shape[3:]), x.shape[3] * x.shape[4]
+        patch = self.patch_embed.projection.stride[1]
+        rows, columns = h // patch, w // patch
+        table = self.positions(rows, columns)
+        x = frames.view(b, 3, t // CHUNK, CHUNK, h, w).transpose(1, 2).flatten(0, 1)
+        parts = []
+        for part in groups(len(x), table.shape[1], x.device):
+            tokens = self.patch_embed((x[part].to(self.mean.dtype) - self.mean).div_(self.std))
+            parts.append(tokens.flatten(2).transpose(1, 2).contiguous() + table)  # a layout that the stream then keeps
+        return torch.cat(parts), rows * columns
+
+    def adapters_apart(self, x: Tensor, videos: int, places: int) -> Tensor:
+        """All blocks, where nothing but their adapters is trained: in pieces that begin with an adapter."""
+        before = None
+        for block in self.blocks:
+            if before is None:
+                x = block.vit(x, block.draws(x))
+            else:
+                x = AdapterThenBlock.apply(x, before, block, videos, places, *before.parameters())
+            before = block.adapter
+        return x if before is None else before(x, videos, places)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Frames [B,3,T,H,W], uint8 or 0..255 → features [B, dim, T] in float32."""
+        """Frames [B,3,T,H,W], uint8 or 0..255 → features [B, dim, T] in float32 (float64 in a model of that type)."""
         b, t = frames.shape[0], frames.shape[2]
         x, places = self.tokens(frames)
-        for block in self.blocks:
-            if self.checkpointing and x.requires_grad:
-                x = checkpoint(block, x, b, places, use_reentrant=False)
-            else:
-                x = block(x, b, places)
+        if (
+            self.checkpointing
+            and torch.is_grad_enabled()
+            and not x.requires_grad
+            and all(map(Block.frozen, self.blocks))
+        ):
+            x = self.adapters_apart(x, b, places)
+        else:
+            for block in self.blocks:
+                if self.checkpointing and x.requires_grad:
+                    x = checkpoint(block, x, b, places, use_reentrant=False)
+                else:
+                    x = block(x, b, places)
         x = x.view(b, t // TUBELET, places, -1).mean(2).transpose(1, 2)
-        return F.interpolate(x.float(), size=t, mode="linear", align_corners=False)
+        return F.interpolate(x.to(self.mean.dtype), size=t, mode="linear", align_corners=False)
