@@ -27,8 +27,7 @@ AT_ONCE = 800  # tokens that go through frozen layers together: few enough for w
 
 def groups(chunks: int, tokens: int, device: torch.device) -> list[slice]:
     """Chunks that go through frozen layers together: a few on a processor, all elsewhere and in exported networks."""
-    whole = device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling()
-    size = chunks if whole else max(1, AT_ONCE // tokens)
+    size = max(1, AT_ONCE // tokens) if device.type == "cpu" and not torch.jit.is_tracing() else chunks
     return [slice(i, i + size) for i in range(0, chunks, size)]
 
 
@@ -161,7 +160,7 @@ class Block(nn.Module):
         self.adapter = Adapter(dim, adapter) if adapter else None
 
     def forward(self, x: Tensor, videos: int, places: int) -> Tensor:
-        if torch.is_grad_enabled() and (x.requires_grad or not self.frozen()):
+        if torch.jit.is_tracing() or torch.is_grad_enabled() and (x.requires_grad or not self.frozen()):
             x = x + self.drop_path(self.attn(self.norm1(x)))
             x = x + self.drop_path(self.mlp(self.norm2(x)))
         else:

@@ -16,13 +16,20 @@ OPSETS = range(12, 21)  # what PyTorch's tracing exporter writes, from the first
 INPUT, BOXES, PROBS = "images", "output0", "image_probs"
 
 
-def make_onnx(network: ExportNetwork, opset: int = 17):
-    """The network as an `onnx.ModelProto`.
-
-    Input `images` [B,3,H,W]; outputs `output0` [B,n,5+nc] and, with an image branch, `image_probs` [B,cls_nc].
+def traced(
+    network: torch.nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    names: list[str],
+    outputs: list[str],
+    opset: int,
+    axes: dict[str, dict[int, str]] | None = None,
+):
+    """What a network does with `inputs` as an `onnx.ModelProto`.
 
     Args:
+        names, outputs: Of the graph's inputs and outputs.
         opset: Version of the operators.
+        axes: Those of other sizes than here, by input or output: number → name.
 
     Raises:
         ModuleNotFoundError: onnx is not installed.
@@ -31,24 +38,42 @@ def make_onnx(network: ExportNetwork, opset: int = 17):
     onnx = need("onnx", "the format onnx")
     if opset not in OPSETS:
         raise ValueError(f"--opset {opset}: {OPSETS[0]} to {OPSETS[-1]} can be written")
-    outputs = [BOXES, PROBS] if network.metadata.cls_names else [BOXES]
-    axes = None
-    if network.metadata.dynamic:
-        axes = {INPUT: {0: "batch", 2: "height", 3: "width"}, BOXES: {0: "batch", 1: "anchors"}, PROBS: {0: "batch"}}
-        axes = {name: axes[name] for name in (INPUT, *outputs)}
     # The exporter that torch.export feeds writes opset 18 at least and takes fifty times longer.
     older = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     buffer = io.BytesIO()
     with tracing(), torch.no_grad():
         torch.onnx.export(
-            network, (network.example,), buffer, input_names=[INPUT], output_names=outputs, opset_version=opset,
+            network, inputs, buffer, input_names=names, output_names=outputs, opset_version=opset,
             do_constant_folding=True, dynamic_axes=axes, **older,
         )  # fmt: skip
-    model = onnx.load_from_string(buffer.getvalue())
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def describe(model, texts: dict[str, str]) -> None:
+    """Put into a model what it says of itself, in place of what it said."""
+    del model.metadata_props[:]
+    for key, text in texts.items():
+        model.metadata_props.add(key=key, value=text)
+
+
+def make_onnx(network: ExportNetwork, opset: int = 17):
+    """The network as an `onnx.ModelProto`.
+
+    Input `images` [B,3,H,W]; outputs `output0` [B,n,5+nc] and, with an image branch, `image_probs` [B,cls_nc].
+
+    Raises:
+        ModuleNotFoundError, ValueError: As `traced`.
+    """
+    outputs = [BOXES, PROBS] if network.metadata.cls_names else [BOXES]
+    axes = None
+    if network.metadata.dynamic:
+        axes = {INPUT: {0: "batch", 2: "height", 3: "width"}, BOXES: {0: "batch", 1: "anchors"}, PROBS: {0: "batch"}}
+        axes = {name: axes[name] for name in (INPUT, *outputs)}
+    model = traced(network, (network.example,), [INPUT], outputs, opset, axes)
     for value in model.graph.output:
         if value.name == BOXES:  # tracing does not always find out how wide the rows are
             value.type.tensor_type.shape.dim[2].dim_value = network.model.nc + 5
-    onnx.checker.check_model(model)
+    need("onnx", "the format onnx").checker.check_model(model)
     return model
 
 
@@ -68,7 +93,5 @@ def finish_onnx(model, metadata: Metadata, simplify: bool = False):
     if simplify:
         new = need("onnxslim", "--simplify").slim(new)
     onnx.checker.check_model(new)
-    del new.metadata_props[:]
-    for key, text in metadata.texts().items():
-        new.metadata_props.add(key=key, value=text)
+    describe(new, metadata.texts())
     return new
