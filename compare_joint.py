@@ -18,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 
-from utils.system.arguments import check_ranges
+from utils.system.arguments import check_ranges, tell_ranges
 from utils.system.paths import ROOT
 
 STRATEGIES = ("joint", "fixed:1,1", "fixed:1,0.1", "fixed:1,0.01", "uw", "detach", "dual", "det-only", "cls-only")
@@ -40,6 +40,7 @@ def parse_opt(args: list[str] | None = None) -> tuple[argparse.Namespace, list[s
     add("--out", help="folder of runs and report; runs/compare/NAME of the data yaml where left out")
     add("--device", default="", help="cpu, or GPUs such as 0,1: one run each; empty: the best one")
     add("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on a Ray cluster (pip install ray)")
+    tell_ranges(parser)
     return parser.parse_known_args(args)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from utils.system.arguments import check_ranges, parse_words
+from utils.system.arguments import Range, check_ranges, parse_words
 
 FORMATS = ("onnx",)
+OPSETS = {"opset": Range(14, 20)}  # from the first with the operators that attention is written in
 
 
 def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
@@ -22,7 +23,7 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     add("--data", default="", help="data yaml with the classes, for a public checkpoint")
     add("--include", nargs="+", choices=FORMATS, default=list(FORMATS), help="formats")
     add("--opset", type=int, default=17, help="version of the operators")
-    return parse_words(parser, args)
+    return parse_words(parser, args, ranges=OPSETS)
 
 
 if __name__ == "__main__":
@@ -44,7 +45,7 @@ def main(opt: argparse.Namespace) -> Path:
     Raises:
         FileNotFoundError, ModuleNotFoundError, ValueError: One sentence.
     """
-    check_ranges(vars(opt))
+    check_ranges(vars(opt), OPSETS)
     use_all_cores()
     names = load_data(opt.data).names if opt.data else None
     model = load_model(opt.weights, load_config(opt.cfg) if opt.cfg else None, names)

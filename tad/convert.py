@@ -13,7 +13,6 @@ import csv
 import io
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -23,6 +22,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from tad.video import SUFFIXES, VideoFile
+from utils.dataset.config import pattern
+from utils.system.arguments import check_ranges, parse_words
+from utils.system.command_line import one_sentence
 from utils.system.files import read_text, whole_file
 from utils.system.voice import say, warn
 
@@ -138,7 +140,7 @@ def video_name(text: str) -> str:
 def assign_subsets(names: list[str], share: float, group: str, seed: int) -> dict[str, str]:
     """`training` or `validation` for every video; videos of one group (by a regular expression) stay together."""
     found = {name: (re.search(group, name) if group else None) for name in names}
-    groups = {name: m.group(m.re.groups and 1) if m else name for name, m in found.items()}
+    groups = {name: (m and m.group(m.re.groups and 1)) or name for name, m in found.items()}
     kinds = sorted(set(groups.values()))
     order = np.random.default_rng(seed).permutation(len(kinds))
     held = {kinds[i] for i in order[: round(share * len(kinds))]}
@@ -174,7 +176,7 @@ def convert(rows: list[Row], videos: Path, share: float = 0.0, group: str = "", 
     return {"database": database}
 
 
-def main(args: list[str] | None = None) -> None:
+def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--from", dest="source", type=Path, required=True, help=".csv, Label Studio's .json, .eaf or a folder of .eaf")
@@ -183,8 +185,18 @@ def main(args: list[str] | None = None) -> None:
     add("--val-share", type=float, default=0.2, help="share of the groups for validation, where no subset is given")
     add("--group", default="", help="regular expression that finds a video's group (patient, camera) in its name")
     add("--seed", type=int, default=0)
-    opt = parser.parse_args(args)
-    content = convert(rows_of(opt.source), opt.videos, opt.val_share, opt.group, opt.seed)
+    return parse_words(parser, args)
+
+
+def main(opt: argparse.Namespace) -> None:
+    """Convert as the options say.
+
+    Raises:
+        FileNotFoundError, ValueError: One sentence.
+    """
+    check_ranges(vars(opt))
+    group = pattern(opt.group, "--group") or ""
+    content = convert(rows_of(opt.source), opt.videos, opt.val_share, group, opt.seed)
     with whole_file(opt.out) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
     events = [a for record in content["database"].values() for a in record["annotations"]]
@@ -193,7 +205,5 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"Error: {error}")
+    with one_sentence("tad.convert"):
+        main(parse_opt())

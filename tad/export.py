@@ -19,7 +19,6 @@ from utils.system.packages import need
 
 INPUTS, OUTPUTS = ["frames", "mask"], ["logits", "offsets", "valid"]
 LARGEST = 2**31  # bytes of an ONNX file in one piece
-FIRST_OPSET = 14  # with the operators that attention is written in
 
 
 class Exported(nn.Module):
@@ -92,10 +91,8 @@ def export_onnx(model: TadModel, file: Path, opset: int = 17) -> float:
         ModuleNotFoundError: onnx or onnxruntime is not installed.
         ValueError: An opset that cannot be written, or a file that answers otherwise; then nothing is written.
     """
-    if opset < FIRST_OPSET:
-        raise ValueError(f"--opset {opset}: attention needs {FIRST_OPSET} at least")
     if (size := 4 * sum(p.numel() for p in model.parameters())) >= LARGEST:
-        raise ValueError(f"{file}: the network has {size / 1e9:.1f} GB of weights, and a file holds 2 GiB")
+        raise ValueError(f"{file}: the network has {size / 1e9:.2g} GB of weights, and a file holds 2 GiB")
     onnx, runtime = (need(package, "the format onnx") for package in ("onnx", "onnxruntime"))
     network = Exported(model)
     graph = traced(network, network.example(model.config.frames, 0), INPUTS, OUTPUTS, opset)

@@ -10,6 +10,9 @@ import yaml
 
 import train_tad
 from data.echo_clips import write_video
+from tad.config import config_from
+from tad.model import TadModel
+from utils.weights.checkpoint import save_checkpoint
 
 SMALL = {
     "frames": 32, "frame_stride": 1, "imgsz": 32, "short_side": 34, "dim": 24, "depth": 1, "heads": 2, "mlp": 48,
@@ -53,3 +56,15 @@ def train(data: Path, cfg: Path, project: Path, *more: str) -> Path:
     words = ["--data", str(data), "--cfg", str(cfg), "--project", str(project), "--workers", "0", "--amp", "off"]
     train_tad.main(train_tad.parse_opt([*words, "--device", "cpu", *more]))
     return project / "exp"
+
+
+def save_network(model: TadModel, file: Path) -> Path:
+    """A checkpoint as training leaves it."""
+    rest = {"epoch": 0, "best_fitness": 0.0, "ema": None, "train_state": None, "opt": {}, "hyp": {}, "date": ""}
+    save_checkpoint(file, {"model": model.record(), **rest})
+    return file
+
+
+def save_new_network(file: Path) -> Path:
+    """A checkpoint of the small network that has learnt nothing."""
+    return save_network(TadModel(config_from(SMALL, "test"), ["blue", "red"]), file)

@@ -10,26 +10,56 @@ import sys
 from pathlib import Path
 
 import pytest
+from tad_set import make_set, save_new_network
 from tiny_weights import save_weights
 
 import check_data
+import compare_joint
 import detect
+import detect_tad
 import export
+import export_tad
 import train_joint
+import train_tad
 import val_joint
-from utils.system.arguments import MEASURED, RANGES, Range, check_ranges, parse_words
+import val_tad
+from tad import convert
+from utils.system.arguments import BY_ITSELF, MEASURED, RANGES, Range, check_ranges, parse_words
 from utils.system.command_line import one_sentence, told
+from utils.system.devices import select_device
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {s.__name__: s for s in (train_joint, val_joint, detect, export, check_data)}
-REQUIRED = {"check_data": ["--data", "x.yaml"]}
+SCRIPTS = {
+    s.__name__: s
+    for s in (
+        train_joint, val_joint, detect, export, check_data, compare_joint, train_tad, val_tad, detect_tad, export_tad,
+        convert,
+    )
+}  # fmt: skip
+REQUIRED = {
+    "check_data": ["--data", "x.yaml"],
+    "compare_joint": ["--data", "x.yaml"],
+    "detect_tad": ["--weights", "x.pt", "--source", "x.mp4"],
+    "export_tad": ["--weights", "x.pt"],
+    "tad.convert": ["--from", "x.csv", "--videos", "x", "--out", "x.json"],
+}
+OWN = {train_joint: MEASURED, detect: MEASURED, train_tad: BY_ITSELF, val_tad: BY_ITSELF, export_tad: export_tad.OPSETS}
+
+
+def parsed(name: str, *words: str) -> argparse.Namespace:
+    """Options of a script, with words that let it begin."""
+    opt = SCRIPTS[name].parse_opt([*REQUIRED.get(name, []), *words])
+    return opt[0] if isinstance(opt, tuple) else opt
+
+
+def run_main(name: str, opt: argparse.Namespace) -> None:
+    SCRIPTS[name].main(opt, *([[]] if name == "compare_joint" else []))
 
 
 def flags(script) -> dict[str, tuple[str, Range]]:
     """Flag and range of each option that has one, by its name."""
-    parsed = vars(script.parse_opt(REQUIRED.get(script.__name__, [])))
-    own = MEASURED if script in (train_joint, detect) else {}
-    return {n: (f"--{n.replace('_', '-')}", {**RANGES, **own}[n]) for n in parsed if n in RANGES}
+    ranges = {**RANGES, **OWN.get(script, {})}
+    return {n: (f"--{n.replace('_', '-')}", ranges[n]) for n in vars(parsed(script.__name__)) if n in ranges}
 
 
 WALK = [(name, option) for name, script in SCRIPTS.items() for option in flags(script)]
@@ -42,21 +72,19 @@ def test_every_number_is_checked_at_its_ends(name, option, capsys):
     beyond += [int(allowed.low) - 1, int(allowed.high) + 1]
     for value in (v for v in beyond if v != allowed.special):
         with pytest.raises((SystemExit, ValueError)) as end:  # argparse refuses what is no number of the type
-            SCRIPTS[name].main(SCRIPTS[name].parse_opt([*REQUIRED.get(name, []), flag, str(value)]))
+            run_main(name, parsed(name, flag, str(value)))
         assert flag in str(end.value) + capsys.readouterr().err
-    check_ranges({option: allowed.low}), check_ranges({option: allowed.high})
+    ranges = OWN.get(SCRIPTS[name], {})
+    check_ranges({option: allowed.low}, ranges), check_ranges({option: allowed.high}, ranges)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_numbers_without_a_range_are_known(name):
     """A new number needs a range, or a reason here."""
-    parser_less = {"local_rank", "bbox_interval", "opset", "workspace", "topk_per_class", "group_regex"}
-    numbers = {
-        n
-        for n, v in vars(SCRIPTS[name].parse_opt(REQUIRED.get(name, []))).items()
-        if isinstance(v, (int, float)) and not isinstance(v, bool)
-    }
-    assert numbers <= set(RANGES) | parser_less
+    parser_less = {"local_rank", "bbox_interval", "opset"}  # of export.py: only onnx and openvino care
+    options = vars(parsed(name))
+    numbers = {n for n, v in options.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    assert numbers <= set(flags(SCRIPTS[name])) | parser_less
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -82,6 +110,12 @@ def test_help_tells_the_ranges(name, capsys):
 def test_callers_from_python_are_checked_before_a_file_is_opened(run, message):
     with pytest.raises(ValueError, match=message):
         run()
+
+
+@pytest.mark.parametrize("device", ["-1", "0,-1", ",", "nan", "1e30", "9" * 30])
+def test_a_device_that_is_none_is_said(device):
+    with pytest.raises(ValueError, match=f"^--device {device}: (expected cpu|PyTorch sees)"):
+        select_device(device)
 
 
 def test_ranges():
@@ -188,30 +222,61 @@ def broken_places(tmp_path: Path) -> dict[str, Path]:
     return names | {"below a file": tmp_path / "file" / "x", "long": tmp_path / ("x" * 300), "empty": Path("")}
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    return make_set(tmp_path_factory.mktemp("clips") / "set", 1, 1)
+
+
 READS = [  # files that a script opens
     *(("train_joint", option) for option in ("--data", "--weights", "--cfg", "--hyp", "--resume")),
     *(("val_joint", option) for option in ("--data", "--weights")),
     *(("detect", option) for option in ("--weights", "--source")),
     ("export", "--weights"),
-    ("check_data", "--data"),
-    ("check_data", "--hyp"),
+    *(("check_data", option) for option in ("--data", "--hyp")),
+    ("compare_joint", "--data"),
+    *(("train_tad", option) for option in ("--data", "--cfg", "--weights", "--resume")),
+    *(("val_tad", option) for option in ("--data", "--cfg", "--weights", "--detections")),
+    *(("detect_tad", option) for option in ("--data", "--cfg", "--weights", "--source")),
+    *(("export_tad", option) for option in ("--data", "--cfg", "--weights")),
+    *(("tad.convert", option) for option in ("--from", "--videos")),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "option"), READS)
-def test_every_script_ends_in_a_sentence_at_broken_places(name, option, tmp_path):
-    script = SCRIPTS[name]
-    weights = save_weights(tmp_path / "w.pt")
+def test_every_script_ends_in_a_sentence_at_broken_places(name, option, clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # which the empty place is
     for place in broken_places(tmp_path).values():
-        opt = script.parse_opt([*REQUIRED.get(name, []), option, str(place)])
+        opt = parsed(name, option, str(place))
         if hasattr(opt, "project"):
             opt.project = tmp_path / "runs"
+        if name.endswith("_tad") and option != "--data":
+            opt.data = clips
         if option == "--source":
-            opt.weights = weights
+            save = save_new_network if name == "detect_tad" else save_weights
+            opt.weights = str(save(tmp_path / "w.pt"))
         with pytest.raises((SystemExit, OSError, ValueError)) as end:
-            script.main(opt)
+            run_main(name, opt)
         assert "\n  File" not in str(end.value)
+    assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_tad", "val_tad", "detect_tad", "tad.convert"])
+@pytest.mark.parametrize("place", ["below a file", "loop"])
+def test_results_of_clips_that_cannot_be_written_are_said(name, place, clips, tmp_path):
+    video, folder = next((clips.parent / "videos").glob("*.mp4")), broken_places(tmp_path)[place]
+    weights = str(save_new_network(tmp_path / "w.pt"))
+    words = {
+        "train_tad": ["--data", str(clips), "--workers", "0", "--project", str(folder)],
+        "val_tad": ["--data", str(clips), "--weights", weights, "--workers", "0", "--project", str(folder)],
+        "detect_tad": ["--weights", weights, "--source", str(video), "--project", str(folder)],
+        "tad.convert": ["--from", str(tmp_path / "e.csv"), "--videos", str(video.parent), "--out", str(folder / "x")],
+    }[name]
+    (tmp_path / "e.csv").write_text(f"video,start,end,label\n{video.stem},0,1,red\n")
+    with pytest.raises((OSError, ValueError)) as end:
+        run_main(name, SCRIPTS[name].parse_opt(words))
+    assert str(folder) in told(end.value)
 
 
 @pytest.mark.parametrize("project", ["below a file", "loop"])

@@ -9,7 +9,7 @@ import pytest
 
 from data.echo_clips import write_video
 from tad.annotations import read_annotations
-from tad.convert import assign_subsets, convert, main, rows_of, video_name
+from tad.convert import assign_subsets, convert, main, parse_opt, rows_of, video_name
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,10 @@ def test_every_form_gives_the_same_events(videos, tmp_path, kind):
         text = CSV.replace(",", ";") if kind == "semicolon" else CSV
         source.write_text(text.split("\n", 1)[1] if kind == "bare" else text)
     out = tmp_path / "annotations.json"
-    main(["--from", str(source), "--videos", str(videos), "--out", str(out), "--val-share", "0.5", "--group", r"p\d"])
+    words = ["--from", str(source), "--videos", str(videos), "--out", str(out), "--val-share", "0.5"]
+    main(parse_opt([*words, "--group", r"p\d"]))
+    with pytest.raises(ValueError, match=r"--group: '\(p' is no regular expression"):
+        main(parse_opt([*words, "--group", "(p"]))
     annotations = read_annotations(out)
     assert not annotations.problems and list(annotations.records) == ["p1_a", "p1_b", "p2_a"]
     found = [(r.name, *e[:3]) for r in annotations.records.values() for e in r.events]

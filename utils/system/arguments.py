@@ -35,6 +35,8 @@ RANGES: Mapping[str, Range] = {
     "batch_size": _COUNT,
     "imgsz": Range(1, 16384),
     "workers": Range(0, 1e5),
+    "prefetch": Range(0, 1e5),
+    "threads": Range(0, 1000),
     "max_det": _COUNT,
     "conf_thres": _SHARE,
     "iou_thres": _SHARE,
@@ -53,6 +55,10 @@ RANGES: Mapping[str, Range] = {
     "line_thickness": Range(0, 1000),
     "save_format": Range(0, 1),
     "topk_all": _COUNT,
+    "topk_per_class": Range(0, 1e7),
+    "workspace": Range(0, 1e7),
+    "seeds": Range(1, 1e5),
+    "val_share": _SHARE,
     "folds": Range(2, 1000),
     "task_weights": Range(0, 1e6),
     "task_priorities": Range(0, 1e6),
@@ -87,6 +93,14 @@ def check_ranges(values: Mapping[str, object], ranges: Mapping[str, Range] = {})
                 )
 
 
+def tell_ranges(parser: argparse.ArgumentParser, ranges: Mapping[str, Range] = {}) -> None:
+    """Let --help tell the range of each number; `ranges` as in `check_ranges`."""
+    for action in parser._actions:  # argparse has no other way to its options
+        allowed = {**RANGES, **ranges}.get(action.dest)
+        if allowed and action.help != argparse.SUPPRESS:
+            action.help = f"{action.help + '; ' if action.help else ''}{allowed}"
+
+
 def parse_words(
     parser: argparse.ArgumentParser,
     args: list[str] | bool | None,
@@ -102,10 +116,7 @@ def parse_words(
         translate: Rewrites the words before they are parsed.
         ranges: See `check_ranges`, which the caller asks; --help tells the range of each number.
     """
-    for action in parser._actions:  # argparse has no other way to its options
-        allowed = {**RANGES, **ranges}.get(action.dest)
-        if allowed and action.help != argparse.SUPPRESS:
-            action.help = f"{action.help + '; ' if action.help else ''}{allowed}"
+    tell_ranges(parser, ranges)
     if isinstance(args, bool):
         args, known = None, args
     words = translate(sys.argv[1:] if args is None else args)

@@ -62,10 +62,10 @@ def device_ids(device: str) -> list[int]:
     name = str(device).strip().lower().replace("cuda:", "")
     if name in ("", "cpu", "mps", "none"):
         return []
-    try:
-        return [int(x) for x in name.split(",") if x.strip()]
-    except ValueError:
-        raise ValueError(f"--device {device}: expected cpu, mps, a CUDA id such as 0, or a list such as 0,1") from None
+    ids = [x.strip() for x in name.split(",") if x.strip()]
+    if not ids or not all(x.isdecimal() for x in ids):
+        raise ValueError(f"--device {device}: expected cpu, mps, a CUDA id such as 0, or a list such as 0,1")
+    return [int(x) for x in ids]
 
 
 def describe_device(device: torch.device) -> str:
