@@ -36,15 +36,15 @@ def squares(rng: np.random.Generator, frames: int = 60) -> tuple[list[np.ndarray
     return pictures, events
 
 
-def make_set(root: Path, train: int = 6, val: int = 2) -> Path:
-    """A data yaml with its clips."""
+def make_set(root: Path, train: int = 6, val: int = 2, frames: int = 60) -> Path:
+    """A data yaml with its clips, 25 frames a second."""
     (root / "videos").mkdir(parents=True)
     database = {}
     for i in range(train + val):
-        pictures, events = squares(np.random.default_rng(i))
+        pictures, events = squares(np.random.default_rng(i), frames)
         write_video(root / "videos" / f"v{i}.mp4", pictures)
         subset = "training" if i < train else "validation"
-        database[f"v{i}"] = {"subset": subset, "duration": 2.4, "frame": 60, "annotations": events}
+        database[f"v{i}"] = {"subset": subset, "duration": frames / 25, "frame": frames, "annotations": events}
     (root / "annotations.json").write_text(json.dumps({"database": database}))
     data = {"path": str(root), "annotations": "annotations.json", "train": "training", "val": "validation"}
     (root / "data.yaml").write_text(yaml.safe_dump(data))

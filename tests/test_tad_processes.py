@@ -1,0 +1,45 @@
+"""Temporal detection in two processes: their shared validation is that of one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tad_set import make_set
+from two_processes import command, run_as_two
+
+from utils.weights.checkpoint import load_checkpoint
+
+
+def results(folder: Path) -> tuple[dict, dict]:
+    """detections.json and metrics.json of a run."""
+    detections, metrics = (json.loads((folder / f"{name}.json").read_text()) for name in ("detections", "metrics"))
+    return detections["results"], metrics
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_validate_as_one(second, tmp_path):
+    # 80 sampled frames: three windows for each of three videos, nine in all, so that one process has more than the other
+    data = make_set(tmp_path / "set", train=4, val=3, frames=160)
+    words = ["--data", str(data), "--device", "cpu", "--amp", "off", "--workers", "0", "--noplots"]
+    words += ["--project", str(tmp_path)]
+    train = ["--cfg", "adatad_tiny.yaml", "--epochs", "2", "--batch-size", "4", "--name", "two", *words]
+    trained, said = run_as_two(second, command, "train_tad", train)
+    best = tmp_path / "two/weights/best.pt"
+    state = load_checkpoint(best).state_dict
+    assert "Results go to" not in said and all(v.isfinite().all() for v in state.values() if torch.is_floating_point(v))
+
+    one = command("val_tad", ["--weights", str(best), "--name", "one", "--batch-size", "1", *words])
+    (shared, figures), (alone, wanted) = results(tmp_path / "two"), results(tmp_path / "one")
+    assert shared.keys() == alone.keys() == {"v4", "v5", "v6"} and all(len(rows) > 20 for rows in alone.values())
+    for video, rows in alone.items():
+        assert len(shared[video]) == len(rows)
+        for ours, other in zip(shared[video], rows, strict=True):
+            assert ours["label"] == other["label"] and ours["score"] == pytest.approx(other["score"], abs=1e-4)
+            assert ours["segment"] == pytest.approx(other["segment"], abs=0.011)
+    assert figures["map"] == pytest.approx(wanted["map"]) and figures["average_map"] == pytest.approx(
+        one["average_map"]
+    )
+    assert trained["average_map"] == pytest.approx(one["average_map"])
