@@ -246,8 +246,8 @@ def test_the_average_of_weights():
     net.w = torch.nn.Parameter(torch.tensor(info["start_w"]))
     net.register_buffer("n", torch.tensor(float(info["start_n"])))
     average = ModelEMA(net, info["decay"], tau=1e-9)
-    wanted_n = float(info["start_n"])
-    for count, row in zip(info["positives"], info["after_each_update"], strict=True):
+    wanted_n, whole_n = float(info["start_n"]), info["start_n"]
+    for step, (count, row) in enumerate(zip(info["positives"], info["after_each_update"], strict=True), 1):
         net.w.data.copy_(torch.tensor(row["live_w"]))
         net.n.copy_(0.9 * net.n + 0.1 * count)
         average.update()
@@ -255,6 +255,10 @@ def test_the_average_of_weights():
         assert average.model.w.tolist() == pytest.approx(row["ema_w"], abs=1e-6)
         assert net.n.item() == pytest.approx(row["live_n"], rel=1e-6)
         assert average.model.n.item() == pytest.approx(wanted_n, rel=1e-6)
+        # the reference keeps a whole number: each step cuts off what the average has behind the point
+        assert row["ema_n_dtype"] == "torch.int64" and row["ema_n"] == int(0.999 * whole_n + 0.001 * row["live_n"])
+        assert abs(average.model.n.item() - row["ema_n"]) > 0.9 * min(step, 5)
+        whole_n = row["ema_n"]
 
 
 def test_muon_takes_adams_steps_for_all_but_matrices():

@@ -21,7 +21,7 @@ def results(folder: Path) -> tuple[dict, dict]:
 
 @pytest.mark.slow
 def test_two_processes_train_and_validate_as_one(second, tmp_path):
-    # 80 sampled frames: three windows for each of three videos, nine in all, so that one process has more than the other
+    # 80 sampled frames: three windows for each of three videos, so that one process has five and the other four
     data = make_set(tmp_path / "set", train=4, val=3, frames=160)
     words = ["--data", str(data), "--device", "cpu", "--amp", "off", "--workers", "0", "--noplots"]
     words += ["--project", str(tmp_path)]
