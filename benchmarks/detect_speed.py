@@ -189,7 +189,9 @@ def main() -> None:
         if opt.memory:
             memory_over_a_video(opt, work)
             return
-        sources = {"folder": Path(opt.source).resolve()}
+        from utils.system.machine import core_count
+
+        cores, sources = core_count(), {"folder": Path(opt.source).resolve()}
         if opt.frames:
             sources["1080p video"] = make_video(work / "video.mp4", opt.frames, 1920, 1080)
         for kind, source in sources.items():
@@ -197,7 +199,7 @@ def main() -> None:
             for i in range(opt.repeats):
                 for name in names if i % 2 == 0 else reversed(names):
                     results[name].append(run(name, opt, source, work))
-            print(f"\n{kind}, {results[names[0]][0]['frames']} frames at {opt.imgsz} px, {os.cpu_count()} cores")
+            print(f"\n{kind}, {results[names[0]][0]['frames']} frames at {opt.imgsz} px, {cores} cores")
             tell(results)
 
 

@@ -254,7 +254,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="train_speed_") as folder:
         work = Path(folder)
         yaml, count = detection_copy(opt.data, work / "data", opt.fraction)
-        machine = f"{processor()}, {os.cpu_count()} cores"
+        from utils.system.machine import core_count
+
+        machine = f"{processor()}, {core_count()} cores"
         print(f"{machine}; {count} pictures, {opt.imgsz} px, batch {opt.batch_size}, training part of epoch 2 of 2")
         results = {name: [] for name in names}
         for i in range(opt.repeats):

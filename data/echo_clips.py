@@ -30,6 +30,7 @@ if str(ROOT) not in sys.path:
 
 from data.phantom_anatomy import ANATOMY, DIASTOLE, NAMES, SYSTOLE  # noqa: E402
 from data.phantom_echo import Clip, Machine  # noqa: E402
+from utils.system.machine import core_count  # noqa: E402
 
 MARK = "SYNTHETIC PHANTOM CLIPS"
 README = """{mark}: not real patients.
@@ -260,7 +261,7 @@ def generate(
             for patient, subset in enumerate(subsets, 1)
             for number in range(1, clips + 1)
         ]
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(workers or core_count()) as pool:
             database = dict(pool.map(lambda job: _write_clip(*job), jobs))
         text = json.dumps({"version": MARK, "database": database}, indent=1)
         (part / "annotations.json").write_text(text, encoding="utf-8")

@@ -26,6 +26,7 @@ if str(ROOT) not in sys.path:
 
 from data.phantom_anatomy import NAMES, VIEWS  # noqa: E402
 from data.phantom_echo import Clip, Machine  # noqa: E402
+from utils.system.machine import core_count  # noqa: E402
 
 MARK = "SYNTHETIC PHANTOM SET"
 README = """{mark}: not real patients.
@@ -134,7 +135,7 @@ def generate(
             for kind in ("images", "labels"):
                 (part / split / kind).mkdir(parents=True)
             jobs += [(part / split, seed, patient, clips, frames) for patient in range(first, first + count)]
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # NumPy and OpenCV let go of the interpreter lock
+        with ThreadPoolExecutor(workers or core_count()) as pool:  # NumPy and OpenCV let go of the interpreter lock
             list(pool.map(lambda job: _write_patient(*job), jobs))
         (part / "README.txt").write_text(README.format(mark=MARK, seed=seed), encoding="utf-8")
         classes = {"nc": len(NAMES), "names": ", ".join(NAMES), "cls_nc": len(VIEWS), "cls_names": ", ".join(VIEWS)}

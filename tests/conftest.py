@@ -17,14 +17,16 @@ sys.path.insert(0, str(ROOT))
 # Small networks gain nothing from threads, and lose much where tests run beside one another. PyTorch reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
+
+from utils.system.machine import core_count  # noqa: E402
+
 SHARED = Path(os.environ.get("YOLOV5_JOINT_SHARED", ROOT.parent / "shared"))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Processes that share the tests; 0, which is this one, where test files are named: a start takes seconds."""
     named = {Path(arg.partition("::")[0]).suffix for arg in config.args}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if ".py" in named or cores == 1 else min(cores, 4)  # a process takes up to 3 GB
+    return 0 if ".py" in named or core_count() == 1 else min(core_count(), 4)  # a process takes up to 3 GB
 
 
 def as_text(value: Any) -> Any:

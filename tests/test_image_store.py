@@ -15,7 +15,7 @@ from PIL import Image
 from utils.dataloaders import JointDataset
 from utils.dataset.pictures import read_picture
 from utils.dataset.scan import DatasetIndex, scan_dataset
-from utils.dataset.store import ImageStore, available_memory
+from utils.dataset.store import ImageStore
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,3 @@ def test_memory_cache_needs_room_and_is_read_only(index, monkeypatch, capsys):
     monkeypatch.setattr("utils.dataset.store.available_memory", lambda: 1000)
     assert JointDataset(index, 64, cache="ram", prefix="train").store.block is None
     assert "train: not cached" in capsys.readouterr().out
-
-
-def test_available_memory_is_known_here():
-    free = available_memory()
-    assert free is None or free > 2**20

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A module belongs to the longest name here that it begins with; a higher number may import a lower one, and its own.
 LAYERS = {
-    "data": 0,
     "utils.system": 0,
+    "data": 1,
     "utils.weights": 1,
     "utils.boxes": 2,
     "utils.polygons": 2,

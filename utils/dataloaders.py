@@ -31,7 +31,7 @@ from utils.dataset.samplers import EpochBatchSampler, Key, image_weights
 from utils.dataset.scan import DatasetIndex
 from utils.dataset.store import ImageStore
 from utils.results.loaders import VID_FORMATS, LoadImages, LoadScreenshots, LoadStreams, LoadWebcam  # noqa: F401
-from utils.system.devices import core_count
+from utils.system.machine import core_count
 from utils.system.process import fitting_workers
 
 IMAGE_MIXES = ("area", "same_class")

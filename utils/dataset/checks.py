@@ -19,7 +19,7 @@ from utils.dataset.config import DataConfig
 from utils.dataset.pictures import read_picture
 from utils.dataset.scan import DatasetIndex
 from utils.dataset.split import find_groups
-from utils.system.devices import core_count
+from utils.system.machine import core_count
 
 HASH_SIDE = 16  # bits of a row and of a column; the usual 8 cannot tell the fans of two ultrasound clips apart
 NEAR_BITS = 20  # of 256; on 1,225 frames of 54 patients, none of two patients is this close (the first is above 30)

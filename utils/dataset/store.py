@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from utils.dataset.pictures import REDUCED, read_picture
-from utils.system.devices import core_count
 from utils.system.files import user_cache, whole_file, writable
+from utils.system.machine import available_memory, core_count
 from utils.system.voice import say
 
 MEMORY_MARGIN = 1.5  # a cache is made only if this multiple of its size is free
@@ -64,26 +64,6 @@ def load_resized(path: str, shape_wh: np.ndarray, imgsz: int, fast: bool) -> np.
         interpolation = cv2.INTER_AREA if shrink and not fast else cv2.INTER_LINEAR
         im = cv2.resize(im, (new_width, new_height), interpolation=interpolation)
     return im
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that can be taken without swapping, a container's limit included; None where unknown."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024)
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())  # ValueError where it says "max"
-        lines = (group / "memory.stat").read_text().splitlines()
-        reclaimable = int(next(line for line in lines if line.startswith("inactive_file ")).split()[1])
-        found.append(limit - int((group / "memory.current").read_text()) + reclaimable)
-    if not found:
-        with contextlib.suppress(ImportError):
-            import psutil  # not required; where it is there it knows macOS and Windows
-
-            found.append(psutil.virtual_memory().available)
-    return min(found) if found else None
 
 
 class _NoCache(Exception):

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from utils.system.arguments import AMP_CHOICES
+from utils.system.machine import core_count
 
 try:
     import resource
@@ -79,15 +80,11 @@ def describe_device(device: torch.device) -> str:
     return f"{versions}, {device.type.upper()}"
 
 
-def core_count() -> int:
-    """Cores that this process may use: a container or a scheduler may give it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def use_all_cores(world_size: int = 1) -> int:
     """Let PyTorch compute on every core this process may use, shared among `world_size` processes; returns the count.
 
-    A machine of two cores is computed on with two threads (YOLOv5 leaves one idle). `OMP_NUM_THREADS` is respected.
+    By itself PyTorch starts as many threads as the machine has cores, also where a container may use two of them. A
+    machine of two cores is computed on with two threads (YOLOv5 leaves one idle). `OMP_NUM_THREADS` is respected.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, core_count() // max(1, world_size)))
