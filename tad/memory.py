@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.system.devices import core_count
+from utils.system.machine import core_count
 
 
 @dataclass(frozen=True)

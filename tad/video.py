@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.system.machine import core_count
 from utils.system.packages import need
 
 SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts")
@@ -104,7 +105,7 @@ class VideoFile:
             self._container.close()
             raise ValueError(f"{self.path}: holds no video")
         self._stream = self._container.streams.video[0]
-        self._stream.codec_context.thread_count = self.threads
+        self._stream.codec_context.thread_count = self.threads or core_count()  # FFmpeg knows no quotas
         self._stream.thread_type = "AUTO" if self.threads != 1 else "SLICE"
 
     def _frame(self, number: int) -> np.ndarray:
