@@ -22,7 +22,12 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
     """The command line; see `parse_words` for the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=str, default=ROOT / "data/coco128.yaml", help="data yaml; no format needs it")
+    add(
+        "--data",
+        type=str,
+        default=ROOT / "data/coco128.yaml",
+        help="data yaml, for --int8: it measures on its pictures",
+    )
     add("--weights", nargs="+", type=str, default=ROOT / "yolov5s.pt", help="weight file; several: one after the other")
     add("--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640, 640], help="size, or height width")
     add("--batch-size", type=int, default=1, help="pictures a call")
@@ -31,7 +36,7 @@ def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argp
     add("--inplace", action="store_true", help="without effect: Detect never writes in place")
     add("--keras", action="store_true", help="of YOLOv5's TensorFlow formats: without effect")
     add("--optimize", action="store_true", help="TorchScript: optimise for mobile")
-    add("--int8", action="store_true", help="not supported")
+    add("--int8", action="store_true", help="ONNX, OpenVINO: 8 bits, measured on pictures of --data")
     add("--per-tensor", action="store_true", help="of YOLOv5's TensorFlow formats: without effect")
     add("--dynamic", action="store_true", help="batch, height and width may vary")
     add("--cache", type=str, default="", help="of YOLOv5's TensorRT format: without effect")
@@ -57,6 +62,7 @@ if __name__ == "__main__":
 import torch
 
 from models.export.formats import FORMATS, PACKAGES, Job
+from models.export.int8 import calibration_of
 from models.load import find_weights, largest_stride, load_model
 from utils.boxes import check_img_size
 from utils.system.command_line import one_sentence
@@ -112,7 +118,7 @@ def run(
 
     Returns:
         What was written, beside the weights: best.torchscript, best.onnx, best_openvino_model/, best_state_dict.pt,
-        best_yolov5.pt.
+        best_yolov5.pt; with `int8` best_int8.onnx, best_int8_openvino_model/.
 
     Raises:
         FileNotFoundError: No such weights.
@@ -132,6 +138,8 @@ def run(
     for name in formats:
         for package in (*PACKAGES.get(name, ()), *(["onnxslim"] if simplify and name in PACKAGES else [])):
             need(package, f"--simplify for {name}" if package == "onnxslim" else f"the format {name}")
+    if int8 and "openvino" in formats:
+        need("nncf", "--int8 for openvino")
     path = find_weights(weights)
     if path.suffix != ".pt":
         raise ValueError(f"--weights {path}: only PyTorch weights (.pt) can be exported")
@@ -150,7 +158,11 @@ def run(
     if verbose:
         say(model.info(verbose=True, imgsz=size))
 
-    job = Job(path, model, size, batch_size, half, dynamic, optimize, simplify, opset, thresholds if nms else None)
+    pictures = calibration_of(data, size, batch_size) if int8 else None
+    if pictures:
+        say(f"--int8: measures on {len(pictures.files)} training pictures of {data}")
+    nms_inside = thresholds if nms else None
+    job = Job(path, model, size, batch_size, half, dynamic, optimize, simplify, opset, nms_inside, pictures)
     written = []
     for name in formats:
         start = time.perf_counter()
@@ -186,8 +198,6 @@ def check_flags(
     nms: bool, thresholds: dict, batch_size: int,
 ) -> None:  # fmt: skip
     """Raises ValueError where flags do not go together; says in a line which change nothing."""
-    if int8:
-        raise ValueError("--int8 is not supported: export with --include openvino, then quantise the folder with NNCF")
     traced = [name for name in formats if name in ("torchscript", "onnx")]
     if half and traced and device.type != "cuda":
         raise ValueError(
@@ -197,6 +207,12 @@ def check_flags(
     if half and dynamic:
         raise ValueError("--half and --dynamic do not go together: leave out one of them")
     graphs = [name for name in formats if name in PACKAGES]
+    if int8 and not graphs:
+        raise ValueError("--int8 is for onnx and openvino files: --include one of them")
+    if int8 and (half or nms):
+        raise ValueError(f"--int8 and {'--half' if half else '--nms'} do not go together: leave out one of them")
+    if int8 and len(graphs) < len(formats):
+        say(f"--int8: {', '.join(name for name in formats if name not in graphs)} is written without it")
     if nms and not graphs:
         raise ValueError("--nms puts non-max suppression into onnx and openvino files: --include one of them")
     if nms and "torchscript" in formats:

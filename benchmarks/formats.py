@@ -1,11 +1,14 @@
 """Every export format beside PyTorch: size, metrics, speed and largest difference of its answers, in one table.
 
     python benchmarks/formats.py --weights runs/train/exp/weights/best.pt --data heart.yaml --imgsz 320
+    python benchmarks/formats.py … --formats onnx openvino openvino-float32 onnx-int8 openvino-int8
 
+`openvino` computes as `detect.py` lets it, in bfloat16 where the processor has it; `openvino-float32` is the same file.
 Exports into a temporary folder and validates each file with `val_joint.run` on the same squares, which every file takes
 (a validation of a .pt or of a file of `--dynamic` uses less padding, so its metrics are not these). Latency is the
 median time of one picture at batch 1 from tensor to answers, without suppression; the formats take turns, so that a
-busy moment of the machine hits all alike. The ratio is PyTorch's median by the format's.
+busy moment of the machine hits all alike. The ratio is PyTorch's median by the format's. `--cpu-time` takes seconds of
+the processor instead, which other programs disturb less; with one thread they mean the same.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -27,45 +30,68 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import export
 import val_joint
+from models.export import readers
 from models.load import largest_stride, load_model
 from utils.boxes import check_img_size
 from utils.dataset.config import load_data_config
 from utils.system.devices import describe_device, select_device, to_input, use_all_cores
+from utils.system.machine import core_count
 
-FORMATS = ("torchscript", "onnx", "openvino")
+FORMATS = ("torchscript", "onnx", "openvino", "openvino-float32", "onnx-int8", "openvino-int8")
 
 
-def export_all(weights: Path, folder: Path, imgsz: int, formats: list[str]) -> dict[str, Path]:
+def export_all(weights: Path, folder: Path, imgsz: int, formats: list[str], data: str) -> dict[str, Path]:
     """A copy of the weights in the folder, and beside it each format for one picture of `imgsz` squared."""
     own = folder / "model.pt"
     shutil.copy(weights, own)
     files = {"PyTorch": own}
     for name in formats:
-        (files[name],) = export.run(weights=own, imgsz=imgsz, include=[name])
+        kind, _, precision = name.partition("-")
+        (files[name],) = export.run(weights=own, imgsz=imgsz, include=[kind], int8=precision == "int8", data=data)
     return files
 
 
-def validate(file: Path, dnn: bool, args: argparse.Namespace, folder: Path) -> dict:
+@contextlib.contextmanager
+def precision_of(name: str) -> Iterator[None]:
+    """OpenVINO as on a processor without bfloat16, for the format of that name."""
+    before = readers.openvino_has_bfloat16
+    if name == "openvino-float32":
+        readers.openvino_has_bfloat16 = lambda: False
+    try:
+        yield
+    finally:
+        readers.openvino_has_bfloat16 = before
+
+
+def validate(name: str, file: Path, dnn: bool, args: argparse.Namespace, folder: Path) -> dict:
     """Metrics on squares of `args.imgsz`."""
     data = load_data_config(args.data)
     loader = val_joint.make_loader(data, args.task, args.imgsz, args.batch_size, 32, workers=args.workers, square=True)
-    return val_joint.run(
-        data, str(file), dataloader=loader, imgsz=args.imgsz, batch_size=args.batch_size, device=args.device, dnn=dnn,
-        plots=False, save_dir=folder,
-    )  # fmt: skip
+    with precision_of(name):
+        return val_joint.run(
+            data, str(file), dataloader=loader, imgsz=args.imgsz, batch_size=args.batch_size, device=args.device,
+            dnn=dnn, plots=False, save_dir=folder,
+        )  # fmt: skip
+
+
+def load(name: str, file: Path, dnn: bool, device: torch.device) -> torch.nn.Module:
+    with precision_of(name):
+        return load_model(file, device, dnn=dnn)
 
 
 @torch.inference_mode()
-def time_all(models: dict[str, torch.nn.Module], pictures: torch.Tensor, rounds: int) -> dict[str, list[float]]:
+def time_all(
+    models: dict[str, torch.nn.Module], pictures: torch.Tensor, rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Milliseconds of each call of each model on one picture; in each round all models take turns."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for r in range(rounds + 3):
         picture = pictures[r % len(pictures)][None]
         for name, model in models.items():
-            start = time.perf_counter()
+            start = clock()
             model(picture)
             if r >= 3:  # the first calls set things up
-                times[name].append((time.perf_counter() - start) * 1e3)
+                times[name].append((clock() - start) * 1e3)
     return times
 
 
@@ -101,7 +127,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100, help="timed pictures of each format")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS[:3]), choices=FORMATS)
+    parser.add_argument("--cpu-time", action="store_true", help="time by the processor's seconds of this process")
     parser.add_argument("--verbose", action="store_true", help="show what the export and the validations print")
     args = parser.parse_args()
     device = select_device(args.device)
@@ -114,18 +141,19 @@ def main() -> None:
         folder = Path(temporary)
         torch_model = load_model(args.weights, device)
         args.imgsz = check_img_size(args.imgsz, s=largest_stride(torch_model))
-        files = export_all(args.weights, folder, args.imgsz, args.formats)
+        files = export_all(args.weights, folder, args.imgsz, args.formats, args.data)
         runs = {name: (file, False) for name, file in files.items()}
         if "onnx" in files:
             runs["onnx by OpenCV (--dnn)"] = files["onnx"], True
-        results = {name: validate(file, dnn, args, folder) for name, (file, dnn) in runs.items()}
-        models = {name: load_model(file, device, dnn=dnn) for name, (file, dnn) in runs.items()}
+        results = {name: validate(name, file, dnn, args, folder) for name, (file, dnn) in runs.items()}
+        models = {name: load(name, file, dnn, device) for name, (file, dnn) in runs.items()}
         loader = val_joint.make_loader(
             load_data_config(args.data), args.task, args.imgsz, 16, largest_stride(torch_model), workers=0, square=True
         )
         pictures = to_input(next(iter(loader))[0], device)
         apart = differences(models, pictures)
-        times = time_all(models, pictures, args.rounds)
+        clock = time.process_time if args.cpu_time else time.perf_counter
+        times = time_all(models, pictures, args.rounds, clock)
         megabytes = {
             name: sum(f.stat().st_size for f in ([file] if file.is_file() else file.iterdir())) / 1e6
             for name, (file, _) in runs.items()
@@ -141,7 +169,7 @@ def main() -> None:
             f"{reference / median:.2f}", "" if name == "PyTorch" else apart[name],
         ])  # fmt: skip
     pictures_seen = results["PyTorch"]["counts"]["images"]
-    print(f"{describe_device(device)}, {os.cpu_count()} cores")
+    print(f"{describe_device(device)}, {core_count()} cores")
     print(
         f"{args.weights.name}, {args.data}: {pictures_seen} pictures, {args.imgsz}x{args.imgsz}, {args.rounds} rounds"
     )

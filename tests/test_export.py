@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 import yaml
@@ -28,9 +29,11 @@ import export
 from models.answer import Answer
 from models.export import formats
 from models.export.metadata import Metadata
+from models.export.network import smooth_pictures
 from models.export.readers import read_onnx, read_openvino
 from models.load import load_model
 from models.yolo import Model
+from utils.augmentations import letterbox
 from utils.system.packages import need, openvino_core
 from utils.system.paths import ROOT
 from utils.system.yamls import load_yaml
@@ -256,6 +259,46 @@ def test_openvino_takes_bfloat16_where_the_processor_has_it(weights, monkeypatch
     assert (1e-4 if has else 0) <= largest_difference(answer, expected) < (5e-2 if has else 1e-4)
 
 
+@pytest.fixture(scope="module")
+def pictures_on_disk(folder) -> dict:
+    """A data yaml's content with three smooth training pictures of several sizes."""
+    (folder / "images").mkdir()
+    for k, (height, width) in enumerate([(64, 96), (90, 70), (40, 80)]):
+        im = smooth_pictures(1, 3, (height, width), seed=k)[0].permute(1, 2, 0).mul(255).byte().numpy()
+        cv2.imwrite(str(folder / "images" / f"{k}.png"), im)
+    return {"path": str(folder), "train": "images", "val": "images", "names": list(NAMES.values())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnx", pytest.param("openvino", marks=need_openvino)])
+def test_int8(weights, pictures_on_disk, name, capsys):
+    if name == "openvino":
+        pytest.importorskip("nncf", reason="int8 of OpenVINO needs nncf of requirements-export.txt")
+    (file,) = run(weights, name, int8=True, data=pictures_on_disk, batch_size=2)
+    assert file.name == FILES[name].replace("w", "w_int8", 1)
+    assert "measures on 3 training pictures" in (out := capsys.readouterr().out) and "largest difference" in out
+    size = sum(f.stat().st_size for f in ([file] if file.is_file() else file.glob("*.bin")))
+    plain = made(name, batch_size=2)
+    assert size < 0.5 * sum(f.stat().st_size for f in ([plain] if plain.is_file() else plain.glob("*.bin")))
+    model, ours = load_model(file), load_model(weights)
+    assert (model.imgsz, model.batch, model.names, model.cls_names) == (SIZE, 2, NAMES, VIEWS)
+    im = letterbox(cv2.imread(str(Path(pictures_on_disk["path"]) / "images" / "1.png")), SIZE, auto=False)[0]
+    images = torch.from_numpy(im[..., ::-1].transpose(2, 0, 1).copy())[None].float() / 255
+    answer, expected = model(images), ours(images)
+    assert 1e-4 < (answer.probs - expected.probs).abs().max() < 0.1
+    assert 1e-4 < (answer.boxes[..., 4:] - expected.boxes[..., 4:]).abs().max() < 0.2
+
+
+@pytest.mark.slow
+def test_int8_that_is_broken_is_not_kept(weights, pictures_on_disk, folder, monkeypatch):
+    monkeypatch.setattr("models.export.check.INT8_TOLERANCE", 1e-5)
+    target = folder / "w_int8.onnx"
+    before = target.read_bytes() if target.is_file() else None
+    with pytest.raises(ValueError, match=r"w_int8\.onnx answers otherwise .*allowed are 1e-05"):
+        run(weights, "onnx", int8=True, data=pictures_on_disk)
+    assert (target.read_bytes() if target.is_file() else None) == before
+
+
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
@@ -272,7 +315,10 @@ def test_openvino_takes_bfloat16_where_the_processor_has_it(weights, monkeypatch
         ("--include tfjs", "tensorflowjs_converter"),
         ("--include paddle", "x2paddle"),
         ("--include nonsense", "the formats are torchscript, onnx, openvino, state_dict, yolov5"),
-        ("--int8 --include openvino", "--int8 is not supported: .*NNCF"),
+        ("--int8 --include torchscript", "--int8 is for onnx and openvino files"),
+        ("--int8 --half --include openvino", "--int8 and --half do not go together"),
+        ("--int8 --nms --include onnx", "--int8 and --nms do not go together"),
+        ("--int8 --include onnx --data no.yaml", "no.yaml"),
         ("--half", "--half for torchscript needs a GPU"),
         ("--half --include onnx openvino", "--half for onnx needs a GPU"),
         ("--half --dynamic --include openvino", "--half and --dynamic do not go together"),
@@ -339,6 +385,7 @@ def test_weights_that_would_run_a_command_are_refused(tmp_path):
         ("onnxruntime", "onnx", {}),
         ("openvino", "openvino", {}),
         ("onnxslim", "onnx", {"simplify": 1}),
+        ("nncf", "openvino", {"int8": True}),
     ],
 )
 def test_missing_package(weights, monkeypatch, missing, include, options):

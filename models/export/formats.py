@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from models.export.check import Difference, check_export
+from models.export.int8 import Calibration, quantize_onnx
 from models.export.network import ExportNetwork
 from models.export.onnx import finish_onnx, make_onnx
 from models.export.openvino import write_openvino
@@ -36,6 +37,12 @@ class Job:
     simplify: bool
     opset: int
     nms: dict[str, Any] | None
+    calibration: Calibration | None = None  # pictures to measure int8 on
+
+    @property
+    def stem(self) -> str:
+        """What the names of files begin with that may be int8."""
+        return f"{self.path.stem}_int8" if self.calibration else self.path.stem
 
     def network(self, half: bool, device: torch.device | None = None) -> ExportNetwork:
         model = self.model if device is None else self.model.to(device)
@@ -52,9 +59,11 @@ def export_torchscript(job: Job) -> tuple[Path, Difference]:
 
 
 def export_onnx(job: Job) -> tuple[Path, Difference]:
-    """best.onnx"""
-    network, file = job.network(job.half), job.path.with_suffix(".onnx")
+    """best.onnx, best_int8.onnx"""
+    network, file = job.network(job.half), job.path.with_name(f"{job.stem}.onnx")
     model, device = make_onnx(network, job.opset), network.example.device
+    if job.calibration:
+        model = quantize_onnx(model, job.calibration)
     with whole_file(file) as temporary:
 
         def write(nms: dict | None) -> ExportedModel:
@@ -63,22 +72,23 @@ def export_onnx(job: Job) -> tuple[Path, Difference]:
             return read_onnx(temporary, device)
 
         plain = write(None) if job.nms else None
-        return file, check_export(network, write(job.nms), file, job.half, plain)
+        return file, check_export(network, write(job.nms), file, job.half, plain, job.calibration)
 
 
 def export_openvino(job: Job) -> tuple[Path, Difference]:
-    """best_openvino_model/"""
-    network, folder = job.network(False, torch.device("cpu")), job.path.with_name(f"{job.path.stem}_openvino_model")
+    """best_openvino_model/, best_int8_openvino_model/"""
+    network, folder = job.network(False, torch.device("cpu")), job.path.with_name(f"{job.stem}_openvino_model")
     model, device = make_onnx(network, job.opset), network.example.device
 
     def write(nms: dict | None, target: Path) -> ExportedModel:
         metadata = replace(network.metadata, nms=nms, half=job.half)
-        write_openvino(finish_onnx(model, metadata, job.simplify), target, job.path.stem, metadata)
+        graph = finish_onnx(model, metadata, job.simplify)
+        write_openvino(graph, target, job.path.stem, metadata, job.calibration)
         return read_openvino(target, device, exact=True)
 
     with whole_folder(folder) as temporary, TemporaryDirectory() as other:
         plain = write(None, Path(other)) if job.nms else None
-        return folder, check_export(network, write(job.nms, temporary), folder, job.half, plain)
+        return folder, check_export(network, write(job.nms, temporary), folder, job.half, plain, job.calibration)
 
 
 def export_state_dict(job: Job) -> tuple[Path, Difference]:

@@ -7,13 +7,14 @@ import importlib
 import sys
 from types import ModuleType
 
-TELEMETRY = "openvino_telemetry"  # reports to its maker as soon as OpenVINO is imported
+TELEMETRY = "openvino_telemetry"  # reports to its maker as soon as OpenVINO or NNCF is imported
 
 
 def need(package: str, purpose: str) -> ModuleType:
     """The package; nothing is ever installed.
 
-    OpenVINO is imported without its telemetry, which would send an event and write an id into the home folder.
+    OpenVINO and NNCF are imported without their telemetry, which would send an event and write an id into the home
+    folder.
 
     Args:
         purpose: What it is needed for, to begin a sentence with.
@@ -21,8 +22,8 @@ def need(package: str, purpose: str) -> ModuleType:
     Raises:
         ModuleNotFoundError: It is not installed; the message says how to get it.
     """
-    if package == "openvino":
-        sys.modules.setdefault(TELEMETRY, None)  # its import fails, and OpenVINO goes on with its own empty stub
+    if package in ("openvino", "nncf"):
+        sys.modules.setdefault(TELEMETRY, None)  # its import fails, and they go on with empty stubs
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as e:
