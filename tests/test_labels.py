@@ -238,6 +238,33 @@ like_labels = st.builds(
 )
 
 
+# What an ordinary file holds, and one value that may be none of it.
+ordinary = st.builds(
+    lambda rows, odd, place, end: "".join(
+        " ".join(fields) + end for fields in [*rows[:place], *([odd] if odd else []), *rows[place:]]
+    ),
+    st.lists(st.tuples(st.integers(0, 9), unit, unit, unit, unit).map(lambda b: [str(v) for v in b]), max_size=4),
+    st.lists(number, max_size=7),
+    st.integers(0, 4),
+    st.sampled_from(["\n", "\r\n", "\n\n", "\r", " \n"]),
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=400)
+@given(ordinary, st.integers(0, 9), st.integers(0, 5), st.integers(5, 10) | st.none())
+def test_an_ordinary_file_is_read_as_any_other(text, image_class, cls_nc, nc):
+    if image_class < cls_nc:
+        text += " ".join(str(int(k == image_class)) for k in range(cls_nc))
+    found = parse_label(text, nc, cls_nc)
+    expected = parse_label("\ufeff" + text, nc, cls_nc)  # with its mark a file is read row by row
+    np.testing.assert_array_equal(found.objects, expected.objects)
+    assert found.objects.dtype == np.float32 and found.objects.shape == expected.objects.shape
+    assert [s.tolist() for s in found.segments] == [s.tolist() for s in expected.segments]
+    assert (found.image_class, found.problems) == (expected.image_class, expected.problems)
+    assert found.unread == expected.unread
+
+
 @pytest.mark.slow
 @settings(max_examples=400)
 @given(st.one_of(st.text(), like_labels), st.integers(0, 5) | st.none(), st.integers(0, 9))

@@ -29,6 +29,17 @@ def image_to_label_path(path: str | Path) -> str:
     return os.path.join(os.sep.join(parts), os.path.splitext(tail)[0] + ".txt")
 
 
+def image_to_label_paths(paths: Iterable[str]) -> list[str]:
+    """The label files of pictures; what is asked of a folder is asked once."""
+    starts, found = {}, []
+    for path in paths:
+        head, tail = os.path.split(path)
+        if head not in starts:
+            starts[head] = image_to_label_path(os.path.join(head, "x"))[: -len("x.txt")]
+        found.append(f"{starts[head]}{os.path.splitext(tail)[0]}.txt")
+    return found
+
+
 def list_images(
     sources: str | Path | Iterable[str | Path], root: str | Path | None = None, passed: list[Problem] | None = None
 ) -> list[str]:
@@ -139,7 +150,7 @@ def pair_with_labels(
         if not target and source.lower().endswith(".txt"):
             folders = {folder: _written_link(folder) for folder in {os.path.dirname(f) for f in at}}
             found = [os.path.join(folders[os.path.dirname(f)] or os.path.dirname(f), os.path.basename(f)) for f in at]
-        pairs += zip(found, map(image_to_label_path, at), strict=True)
+        pairs += zip(found, image_to_label_paths(at), strict=True)
     once = sorted(set(pairs))
     if len(once) < len(pairs):
         warn(f"{len(pairs) - len(once)} pictures are named more than once; each counts once")
@@ -155,13 +166,14 @@ def _as_spelled(files: list[str], label_files: list[str], passed: list[Problem])
     spelled = list(label_files)
     for folder, indices in members.items():
         there: dict[str, list[str]] = {}  # names of label files by their stem in its composed form
-        for name in _names(folder):
+        listed = _names(folder)
+        for name in listed:
             if name.lower().endswith(".txt"):
                 there.setdefault(_stem(name), []).append(name)
+        known = set(listed)
         for i in indices:
             wanted = os.path.basename(label_files[i])
-            names = there.get(_stem(wanted), [])
-            if names and wanted not in names:
+            if wanted not in known and (names := there.get(_stem(wanted))):
                 spelled[i] = os.path.join(folder, names[0])
         picture_folders = {os.path.dirname(files[i]) for i in indices}
         if folder not in picture_folders:
@@ -173,7 +185,8 @@ def _as_spelled(files: list[str], label_files: list[str], passed: list[Problem])
 
 
 def _stem(name: str) -> str:
-    return unicodedata.normalize("NFC", os.path.splitext(name)[0])
+    stem = os.path.splitext(name)[0]
+    return stem if stem.isascii() else unicodedata.normalize("NFC", stem)
 
 
 def _names(folder: str) -> list[str]:

@@ -112,16 +112,15 @@ def _gather(offsets: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def fingerprint(files: list[str], label_files: list[str], nc: int, cls_nc: int, single_cls: bool) -> str:
     """Hash of everything the scan depends on: names, sizes and times of all files, and the class counts."""
-    digest = hashlib.sha256(f"{CACHE_VERSION} {nc} {cls_nc} {single_cls} {cv2.__version__}\n".encode())
+    lines = [f"{CACHE_VERSION} {nc} {cls_nc} {single_cls} {cv2.__version__}\n"]
     for name in (*files, *label_files):
         try:
             s = os.stat(name)
             # ctime also notices a file that was replaced by one of the same size and mtime
-            stamp = f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}"
+            lines.append(f"{name} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}\n")
         except OSError:
-            stamp = "absent"
-        digest.update(f"{name} {stamp}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+            lines.append(f"{name} absent\n")
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def cache_files(sources: list, label_files: list[str]) -> list[Path]:

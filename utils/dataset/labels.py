@@ -25,8 +25,10 @@ SLACK = 0.01  # a coordinate this far outside the picture is drawing noise and i
 MAX_CLASS = 2**24  # above this float32 cannot hold every whole number
 
 _LINE_END = re.compile(r"\r\n|\r|\n")  # not str.splitlines: editors count no form feeds as lines
+_NUMBERS = re.compile(r"[0-9.eE+\- \t\r\n]*")  # what a file of boxes holds
 _LIST_SEPARATOR = re.compile(r"\s*,\s*|\s+")
 _COORDINATES = ("x", "y", "width", "height")
+_NO_POLYGON = np.zeros((0, 2), np.float32)
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,38 @@ def parse_label(text: str, nc: int | None, cls_nc: int, file: str = "") -> Parse
 
     The image row must be the last row once bad rows are left out. Of two image rows that disagree neither is believed.
     """
+    return _parse_boxes(text, nc, cls_nc) or _parse_rows(text, nc, cls_nc, file)
+
+
+def _parse_boxes(text: str, nc: int | None, cls_nc: int) -> ParsedLabel | None:
+    """What `_parse_rows` makes of an ordinary file, boxes without fault and the image row, three times as fast; None of
+    any other file."""
+    if not _NUMBERS.fullmatch(text):
+        return None
+    rows = [fields for line in text.splitlines() if (fields := line.split())]
+    image_class = -1
+    if cls_nc:
+        image_row = rows.pop() if rows else []
+        if len(image_row) != cls_nc or image_row.count("0") != cls_nc - 1 or "1" not in image_row:
+            return None
+        image_class = image_row.index("1")
+    if not rows:
+        return ParsedLabel(image_class=image_class)
+    try:
+        table = np.array(rows, np.float64)
+    except ValueError:  # no numbers, or rows of several lengths
+        return None
+    if table.shape[1] != 5 or np.signbit(table).any() or not (table[:, 1:] <= 1 + SLACK).all():
+        return None
+    classes, boxes = table[:, 0], table.astype(np.float32)
+    np.minimum(boxes[:, 1:], 1, out=boxes[:, 1:])
+    fits = (classes < (MAX_CLASS if nc is None else nc)).all() and (classes == np.floor(classes)).all()
+    if not fits or not (boxes[:, 3] * boxes[:, 4] > 0).all() or len(set(map(bytes, boxes))) < len(boxes):
+        return None
+    return ParsedLabel(boxes, [_NO_POLYGON] * len(boxes), image_class)
+
+
+def _parse_rows(text: str, nc: int | None, cls_nc: int, file: str) -> ParsedLabel:
     problems: list[Problem] = []
     objects: list[np.ndarray] = []
     segments: list[np.ndarray] = []

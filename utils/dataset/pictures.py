@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import http.client
 import io
+import os
 import re
 import threading
 from pathlib import Path
@@ -40,7 +41,7 @@ _opening = threading.Lock()
 
 def is_picture_name(name: str) -> bool:
     """Whether the suffix is one of a data set's pictures."""
-    return Path(name).suffix[1:].lower() in IMG_FORMATS
+    return os.path.splitext(name)[1][1:].lower() in IMG_FORMATS
 
 
 def read_picture(path: str | Path, divisor: int = 1, scanned: bool = False) -> np.ndarray:
@@ -151,7 +152,8 @@ def check_picture(path: str | Path) -> tuple[int, int]:
     """
     if not is_picture_name(str(path)):
         raise ValueError(f"not a picture format that is supported ({', '.join(IMG_FORMATS)})")
-    data = Path(path).read_bytes()
+    with open(path, "rb") as stream:
+        data = stream.read()
     if not data:
         raise ValueError("the file is empty")
     if data[:2] in (b"Pf", b"PF"):  # Pillow knows the grey ones alone

@@ -19,9 +19,10 @@ from utils.dataset.files import other_kinds, pair_with_labels
 from utils.dataset.index import DatasetIndex, cache_files, fingerprint, load_cache, save_cache
 from utils.dataset.labels import ParsedLabel, Problem, read_label
 from utils.dataset.pictures import IMG_FORMATS, check_picture, one_line
-from utils.system.devices import core_count
+from utils.system.machine import core_count
 from utils.system.voice import say
 
+CHUNK = 64  # pictures that a thread takes at a time
 # A picture may train detection without these, so they are reported but are no reason to stop a strict run.
 NOTES = ("missing label", "image row ignored")
 
@@ -75,17 +76,17 @@ def scan_dataset(
         if cache:
             save_cache(places, key, index, files)
     index.problems += passed
-    unlabelled = [f for f in label_files if not os.path.exists(f)]
-    if not cls_nc and len(unlabelled) < len(files) and any(p.kind == "label without picture" for p in passed):
+    labelled = any(map(os.path.exists, label_files))
+    if not cls_nc and labelled and any(p.kind == "label without picture" for p in passed):
         reason = "no label file, while other label files belong to no picture"  # else it is an ordinary background
-        index.problems += [Problem(f, None, reason, "missing label") for f in unlabelled]
+        index.problems += [Problem(f, None, reason, "missing label") for f in label_files if not os.path.exists(f)]
     if verbose:
         say(f"{prefix}: {index.summary()}{' (cached)' if from_cache else ''}")
         if others:
             say(f"{prefix}: {others}")
     if not len(index):
         raise ValueError(f"{prefix}: no picture can be used\n{problem_table(index.problems)}")
-    if verbose and len(unlabelled) == len(files):
+    if verbose and not labelled:
         say(f"{prefix}: WARNING: {_no_labels(label_files)}")
     return index
 
@@ -156,18 +157,19 @@ def _scan(
     prefix: str,
     verbose: bool,
 ) -> DatasetIndex:
-    def check(pair: tuple[str, str]) -> tuple[tuple[int, int] | None, ParsedLabel]:
-        return _scan_one(*pair, nc, cls_nc)
+    def check(start: int) -> list[tuple[tuple[int, int] | None, ParsedLabel]]:
+        chunk = slice(start, start + CHUNK)
+        return [_scan_one(*pair, nc, cls_nc) for pair in zip(files[chunk], label_files[chunk], strict=True)]
 
+    results = []
     workers = workers if workers else min(8, core_count())
     # Threads: decoding releases the interpreter lock, and nothing has to be pickled or forked.
     with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
         warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
-        pairs = zip(files, label_files, strict=True)
-        bar = tqdm(
-            pool.map(check, pairs), total=len(files), desc=f"{prefix}: scanning", unit="pic", disable=not verbose
-        )
-        results = list(bar)
+        with tqdm(total=len(files), desc=f"{prefix}: scanning", unit="pic", disable=not verbose) as bar:
+            for part in pool.map(check, range(0, len(files), CHUNK)):
+                results += part
+                bar.update(len(part))
 
     kept = [i for i, (shape, _) in enumerate(results) if shape is not None]
     labels = [results[i][1] for i in kept]

@@ -28,7 +28,8 @@ def read_text(path: str | Path, errors: str = "strict") -> str:
         OSError: It cannot be read.
         ValueError: It is in another encoding; the message names the file and what to do.
     """
-    data = Path(path).read_bytes()
+    with open(path, "rb") as stream:
+        data = stream.read()
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
     try:
         return data.decode(encoding, errors=errors)
