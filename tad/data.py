@@ -79,6 +79,8 @@ def load_data(name: str | Path) -> TadData:
     names = raw.get("names")
     if names is None:
         names = annotations.labels()
+        if not names:
+            raise ValueError(f"{annotations.file}: no event that could be used is in it, and so no class")
     elif not isinstance(names, list) or not names or len(set(map(str, names))) != len(names):
         raise ValueError(f"{file}: names: expected a list of different class names, got {names!r}")
     names = [str(n) for n in names]

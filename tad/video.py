@@ -16,6 +16,7 @@ import numpy as np
 
 from utils.system.machine import core_count
 from utils.system.packages import need
+from utils.system.voice import warn
 
 SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts")
 UNEVEN = 1.5  # frames that one may be away from an even rate before the rate counts as varying
@@ -55,6 +56,7 @@ class VideoFile:
         rate = self._stream.average_rate or self._stream.guessed_rate
         last = float(np.median(np.diff(self.times))) if self.frames > 1 else 1 / float(rate or 25)
         self.duration = float(self.times[-1]) + last
+        self._from_start_helps = True
         self._decoder: Iterator | None = None
         self._next = np.iinfo(np.int64).max  # time of the frame that the decoder gives next, at least
 
@@ -82,15 +84,25 @@ class VideoFile:
     ) -> np.ndarray:
         """Frames by number, in that order and as often as they are named: uint8 RGB [N, H, W, 3].
 
+        For one that cannot be decoded the last one before it stands in, or the next, where there is none; a warning
+        says so once.
+
         Args:
             change: Done to each picture as it comes, so that a clip is never in memory at its full size.
 
         Raises:
-            ValueError: A frame cannot be decoded; the message names it.
+            ValueError: No frame can be decoded, or there is none of such a number; the message names it.
         """
-        found: dict[int, np.ndarray] = {}
-        for number in sorted(set(map(int, numbers))):
-            found[number] = change(self._frame(number))
+        wanted = sorted(set(map(int, numbers)))
+        found = {n: change(picture) for n in wanted if (picture := self._frame(n)) is not None}
+        if lost := [n for n in wanted if n not in found]:
+            if not found:
+                raise ValueError(
+                    f"{self.path}: frame {lost[0]} of {self.frames} cannot be decoded; is the file damaged?"
+                )
+            _tell_damage(str(self.path))
+            good = np.array(sorted(found))
+            found |= {n: found[int(good[max(np.searchsorted(good, n) - 1, 0)])] for n in lost}
         return np.stack([found[int(number)] for number in numbers])
 
     def _open(self) -> None:
@@ -108,7 +120,8 @@ class VideoFile:
         self._stream.codec_context.thread_count = self.threads or core_count()  # FFmpeg knows no quotas
         self._stream.thread_type = "AUTO" if self.threads != 1 else "SLICE"
 
-    def _frame(self, number: int) -> np.ndarray:
+    def _frame(self, number: int) -> np.ndarray | None:
+        """A picture; None where it cannot be decoded."""
         if not 0 <= number < self.frames:
             raise ValueError(f"{self.path}: has no frame {number}, only {self.frames}")
         wanted = int(self._pts[number])
@@ -116,12 +129,11 @@ class VideoFile:
         if self._decoder is None or wanted < self._next or key > self._next:
             self._seek(key)
         frame = self._until(wanted)
-        if frame is None:  # a container that seeks past what it was asked for: once more from the start
+        if frame is None and self._from_start_helps:  # a container may seek past what it was asked for
             self._restart()
             frame = self._until(wanted)
-        if frame is None:
-            raise ValueError(f"{self.path}: frame {number} of {self.frames} cannot be decoded; is the file damaged?")
-        return frame.to_ndarray(format="rgb24")
+            self._from_start_helps = frame is not None
+        return None if frame is None else frame.to_ndarray(format="rgb24")
 
     def _seek(self, pts: int) -> None:
         av = need("av", "Reading videos")
@@ -176,6 +188,11 @@ def _index(path: str, _changed: int) -> tuple[np.ndarray, np.ndarray]:
             pass  # cut short: what came before it can be read
     times = sorted(set(times))
     return np.array(times, np.int64), np.array(sorted({*times[:1], *keys}), np.int64)
+
+
+@functools.cache
+def _tell_damage(path: str) -> None:
+    warn(f"{path}: damaged; for frames that cannot be decoded those before them stand in")
 
 
 def _reason(error: Exception) -> str:

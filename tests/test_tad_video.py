@@ -29,8 +29,8 @@ def read_number(picture: np.ndarray) -> int:
     return sum(1 << bit for bit, value in enumerate(cells) if value > 128)
 
 
-def write(file, frames: int, codec: str = "libx264", rate: int = 25, times=None, **options):
-    with av.open(str(file), "w") as container:
+def write(file, frames: int, codec: str = "libx264", rate: int = 25, times=None, container_options=None, **options):
+    with av.open(str(file), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options={k: str(v) for k, v in options.items()})
         stream.width, stream.height, stream.pix_fmt = BITS * CELL, 64, "yuv420p"
         if times is not None:
@@ -152,6 +152,27 @@ def test_a_file_cut_short(videos, tmp_path):
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="cut.mp4: no video that can be read, or a damaged one"):
         VideoFile(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 0])
+def test_frames_that_cannot_be_decoded(tmp_path, threads, capsys):
+    """Cut behind its list of frames, or with its middle overwritten: the rest is read, and the damage told once."""
+    whole = write(tmp_path / "whole.mp4", 60, bf=3, g=30, container_options={"movflags": "+faststart"}).read_bytes()
+    for name, content in {
+        "cut.mp4": whole[: len(whole) * 6 // 10],
+        "middle.mp4": whole[: len(whole) // 2] + b"Z" * (len(whole) // 4) + whole[len(whole) * 3 // 4 :],
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with VideoFile(tmp_path / name, threads) as video:
+            assert 30 < video.frames <= 60
+            numbers = [read_number(p) for p in video.read(range(video.frames))]
+            assert numbers[:25] == list(range(25)) and len(numbers) == video.frames
+            assert video.read([0, 40 if name == "middle.mp4" else video.frames - 1]).shape[0] == 2
+        assert capsys.readouterr().out.count(f"{tmp_path / name}: damaged; for frames") == 1
+    (tmp_path / "list.mp4").write_bytes(whole[: whole.index(b"mdat") + 8] + b"Z" * len(whole))
+    with VideoFile(tmp_path / "list.mp4", threads) as video, pytest.raises(ValueError, match="list.mp4: frame 3 of"):
+        video.read([3, 4])
 
 
 def test_windows_of_a_video(videos):
