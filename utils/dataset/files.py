@@ -7,6 +7,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from utils.dataset.labels import Problem
@@ -30,13 +31,13 @@ def image_to_label_path(path: str | Path) -> str:
 
 
 def image_to_label_paths(paths: Iterable[str]) -> list[str]:
-    """The label files of pictures; what is asked of a folder is asked once."""
+    """The label files of normalised picture paths; what is asked of a folder is asked once."""
     starts, found = {}, []
     for path in paths:
-        head, tail = os.path.split(path)
+        head, sep, tail = path.rpartition(os.sep)
         if head not in starts:
-            starts[head] = image_to_label_path(os.path.join(head, "x"))[: -len("x.txt")]
-        found.append(f"{starts[head]}{os.path.splitext(tail)[0]}.txt")
+            starts[head] = image_to_label_path(f"{head}{sep}x")[: -len("x.txt")]
+        found.append(f"{starts[head]}{_stem(tail)}.txt")
     return found
 
 
@@ -146,12 +147,13 @@ def pair_with_labels(
     for source in map(str, sources):
         target = _written_link(source)
         found = list_images(target or source, root, passed)
-        at = [os.path.join(source, os.path.relpath(f, target)) for f in found] if target else found
+        at = [os.path.normpath(os.path.join(source, os.path.relpath(f, target))) for f in found] if target else found
         if not target and source.lower().endswith(".txt"):
             folders = {folder: _written_link(folder) for folder in {os.path.dirname(f) for f in at}}
             found = [os.path.join(folders[os.path.dirname(f)] or os.path.dirname(f), os.path.basename(f)) for f in at]
         pairs += zip(found, image_to_label_paths(at), strict=True)
-    once = sorted(set(pairs))
+    in_order = all(a < b for a, b in pairwise(pairs))
+    once = pairs if in_order else sorted(set(pairs))
     if len(once) < len(pairs):
         warn(f"{len(pairs) - len(once)} pictures are named more than once; each counts once")
     files = [f for f, _ in once]
@@ -162,36 +164,50 @@ def _as_spelled(files: list[str], label_files: list[str], passed: list[Problem])
     """Label files under the names that their folders have them by; those of no picture go to `passed`."""
     members: dict[str, list[int]] = {}
     for i, label in enumerate(label_files):
-        members.setdefault(os.path.dirname(label), []).append(i)
+        members.setdefault(_folder(label), []).append(i)
     spelled = list(label_files)
     for folder, indices in members.items():
+        texts = {name for name in _names(folder) if name.lower().endswith(".txt")}
+        picture_folders = {_folder(files[i]) for i in indices}
+        pictures = {name for pictures in picture_folders for name in _names(pictures)}
+        known, wanted = ({paths[i].rpartition(os.sep)[2] for i in indices} for paths in (files, label_files))
+        if wanted <= texts <= wanted | {"classes.txt"} and known <= pictures:
+            continue  # nothing is misspelled and nothing left over
         there: dict[str, list[str]] = {}  # names of label files by their stem in its composed form
-        listed = _names(folder)
-        for name in listed:
-            if name.lower().endswith(".txt"):
-                there.setdefault(_stem(name), []).append(name)
-        known = set(listed)
+        for name in sorted(texts):
+            there.setdefault(_composed(name), []).append(name)
         for i in indices:
             wanted = os.path.basename(label_files[i])
-            if wanted not in known and (names := there.get(_stem(wanted))):
+            if wanted not in texts and (names := there.get(_composed(wanted))):
                 spelled[i] = os.path.join(folder, names[0])
-        picture_folders = {os.path.dirname(files[i]) for i in indices}
         if folder not in picture_folders:
-            pictures = {_stem(name) for pictures in picture_folders for name in _names(pictures)}
             reason = f"no picture of this name in {', '.join(sorted(picture_folders))}"
-            for name in sorted(n for stem in there.keys() - pictures - {"classes"} for n in there[stem]):
+            left = there.keys() - set(map(_composed, pictures)) - {"classes"}
+            for name in sorted(n for stem in left for n in there[stem]):
                 passed.append(Problem(os.path.join(folder, name), None, reason, "label without picture"))
     return spelled
 
 
+def _folder(path: str) -> str:
+    """`os.path.dirname` of a normalised path."""
+    head, sep, _ = path.rpartition(os.sep)
+    return head or sep
+
+
 def _stem(name: str) -> str:
-    stem = os.path.splitext(name)[0]
-    return stem if stem.isascii() else unicodedata.normalize("NFC", stem)
+    """A file's name without its suffix; as `os.path.splitext`, for which `.txt` is a name and no suffix."""
+    dot = name.rfind(".")
+    return name[:dot] if dot > 0 and name[0] != "." else os.path.splitext(name)[0]
+
+
+def _composed(name: str) -> str:
+    """The stem in the form in which an accent and its letter are one character."""
+    return unicodedata.normalize("NFC", _stem(name))
 
 
 def _names(folder: str) -> list[str]:
     try:
-        return sorted(n for n in os.listdir(folder or ".") if not n.startswith("."))
+        return [n for n in os.listdir(folder or ".") if n[0] != "."]
     except OSError:  # told where its files are opened
         return []
 
@@ -221,7 +237,7 @@ def _walk(folder: str, passed: list[Problem]) -> list[str]:
             passed.append(Problem(current, None, f"the folder cannot be read ({error.strerror})", "unreadable folder"))
             continue
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name[0] == ".":
                 continue
             try:
                 is_folder = entry.is_dir()

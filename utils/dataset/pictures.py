@@ -41,7 +41,8 @@ _opening = threading.Lock()
 
 def is_picture_name(name: str) -> bool:
     """Whether the suffix is one of a data set's pictures."""
-    return os.path.splitext(name)[1][1:].lower() in IMG_FORMATS
+    stem, _, suffix = name.rpartition(".")
+    return suffix.lower() in IMG_FORMATS and stem != "" and stem[-1] not in ("/", os.sep)
 
 
 def read_picture(path: str | Path, divisor: int = 1, scanned: bool = False) -> np.ndarray:
