@@ -86,18 +86,17 @@ def main() -> None:
     from utils.system.machine import core_count
 
     clock, cores = "wall" if opt.wall else "cpu", core_count()
-    share = cores / 2 if opt.wall else 0.5  # to two cores: by the clock those that worked, else all to be shared by two
     print(f"{cores} cores; seconds of {'the clock' if opt.wall else 'the processor'}")
     for pictures in opt.pictures:
         with tempfile.TemporaryDirectory(dir=opt.folder) as temporary:
             make_set(Path(temporary), pictures)
             first, second = run(Path(temporary)), run(Path(temporary))
         assert first["pictures"] == second["pictures"] == pictures
-        whole = first[clock] * share / pictures * COCO
+        for_coco = COCO / pictures
         print(
-            f"{pictures} pictures: first scan {first[clock]:.2f} s, {pictures / first[clock]:.0f} pictures/s, for "
-            f"{COCO} on two cores {whole:.1f} s; second start {second[clock]:.2f} s, for {COCO} "
-            f"{second[clock] / pictures * COCO:.2f} s; {first['bytes'] / first['objects']:.0f} bytes an object"
+            f"{pictures} pictures: first scan {first[clock]:.2f} s, {pictures / first[clock]:.0f} pictures/s, "
+            f"{first[clock] * for_coco:.1f} s for {COCO}; second start {second[clock]:.2f} s, "
+            f"{second[clock] * for_coco:.2f} s for {COCO}; {first['bytes'] / first['objects']:.0f} bytes an object"
         )
 
 

@@ -179,3 +179,34 @@ def test_a_large_picture_is_read_by_every_door(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 2000)
     with pytest.raises(ValueError, match="60x40 pixels are more than 2000"):
         check_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"progressive": True, "comment": b"a\xff\xc0b"}),
+        ("RGB", {"subsampling": 0, "optimize": True, "restart_marker_blocks": 2}),
+        ("RGB", {"icc_profile": b"x" * 200}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+def test_jpegs_are_checked_by_what_is_in_them(mode, options, tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (45, 61, 4), np.uint8)
+    shown = {"L": values[..., 0], "RGB": values[..., :3], "CMYK": values}[mode]
+    file = tmp_path / "a.jpg"
+    Image.fromarray(np.ascontiguousarray(shown), mode).save(file, **options)
+    assert check_picture(file) == (61, 45)
+    data = file.read_bytes()
+    for damaged in (data[: len(data) // 3] + b"\xff\xd9", data[:60], data[:2] + b"\xff\xd9", b"\xff\xd8\xff" * 40):
+        file.write_bytes(damaged)
+        try:
+            width, height = check_picture(file)
+        except ValueError:
+            continue
+        assert decode_picture(damaged).shape == (height, width, 3)  # what passes can be trained on
+    frame = next(i for i in range(len(data)) if data[i : i + 2] in (b"\xff\xc0", b"\xff\xc2") and data[i + 4] == 8)
+    file.write_bytes(data[: frame + 5] + b"\xff\xff\xff\xff" + data[frame + 9 :])  # says it has 65535 x 65535 pixels
+    with pytest.raises(ValueError):
+        check_picture(file)
