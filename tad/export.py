@@ -32,6 +32,7 @@ class Exported(nn.Module):
         self.model = copy.deepcopy(model).float().cpu().eval().requires_grad_(False)
         backbone, side = self.model.backbone, model.config.imgsz // model.config.patch
         backbone.pos_embed, backbone.grid = backbone.positions(side, side), side
+        self.eval()  # the exporter puts a network back into the mode that it found it in
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.model(frames, mask)

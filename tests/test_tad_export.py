@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 
 import pytest
@@ -24,10 +25,11 @@ def test_an_exported_network_answers_as_pytorch(tmp_path, monkeypatch):
     import onnxruntime
 
     torch.manual_seed(0)
-    model = TadModel(load_config("adatad_tiny.yaml"), ["a", "b"])
+    config = dataclasses.replace(load_config("adatad_tiny.yaml"), backbone_drop=0.5, detector_drop=0.5)
+    model = TadModel(config, ["a", "b"])
     for name, p in model.named_parameters():
-        if "up_proj" in name:  # a new adapter changes nothing
-            torch.nn.init.normal_(p, std=0.1)
+        if "up_proj" in name or "scale" in name:  # new, these let an adapter or a block change nearly nothing
+            torch.nn.init.normal_(p, std=0.3)
     weights = save_network(model, tmp_path / "best.pt")
 
     words = ["--weights", str(weights), "--include", "onnx"]
