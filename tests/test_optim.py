@@ -239,6 +239,15 @@ def test_resumed_run_equals_the_uncut_one(hyp):
     assert all(torch.equal(a, b) for a, b in ema)
 
 
+def test_the_scale_of_float16_is_resumed(hyp, tmp_path):
+    first, second = (make_engine(hyp, amp_dtype=torch.float16) for _ in range(2))
+    first.scaler.scale(torch.ones(1))
+    first.scaler.update(1024.0)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert second.scaler.get_scale() == 1024 and second.scaler.state_dict() == first.scaler.state_dict()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_non_finite_loss_names_the_batch_and_changes_nothing(hyp, value):
     engine = make_engine(hyp)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tad_golden import clip, small_model
 from tad_set import make_set
 from two_processes import command, run_as_two
 
+from utils.system.devices import init_world
 from utils.weights.checkpoint import load_checkpoint
 
 
@@ -43,3 +45,28 @@ def test_two_processes_train_and_validate_as_one(second, tmp_path):
         one["average_map"]
     )
     assert trained["average_map"] == pytest.approx(one["average_map"])
+
+
+def gradients(net: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """Of the adapters, for a window of its own."""
+    net(clip(1, 48, 32, 32, seed)).square().mean().backward()
+    return {name.removeprefix("module."): p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
+def shared_gradients() -> dict[str, torch.Tensor]:
+    world = init_world(torch.device("cpu"))
+    backbone = small_model().backbone
+    backbone.checkpointing = True
+    found = gradients(torch.nn.parallel.DistributedDataParallel(backbone, broadcast_buffers=False), world.rank)
+    torch.distributed.destroy_process_group()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*broadcast_buffers")
+def test_gradients_of_recomputed_adapters_are_shared(second):
+    shared, _ = run_as_two(second, shared_gradients)
+    alone = [gradients(small_model().backbone, seed) for seed in (0, 1)]
+    assert shared.keys() == alone[0].keys() and len(shared) == 18
+    for name, grad in shared.items():
+        assert torch.allclose(grad, (alone[0][name] + alone[1][name]) / 2, rtol=1e-4, atol=1e-6), name
