@@ -113,6 +113,20 @@ def test_a_stopped_run_goes_on_exactly(trained, data, cfg, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_frozen_layers_learn_the_same_with_activations_kept_or_computed_again(data, tmp_path, amp):
+    (tmp_path / "frozen.yaml").write_text(yaml.safe_dump(SMALL | {"freeze": True, "depth": 3, "epochs": 2}))
+    courses = []
+    for choice in ("on", "off"):
+        run = train(
+            data, tmp_path / "frozen.yaml", tmp_path / choice, "--checkpointing", choice, "--noplots", "--amp", amp
+        )
+        history = json.loads((run / "training_history.json").read_text())["epochs"]
+        courses.append([epoch["train"]["total"] for epoch in history])
+    assert courses[0] == pytest.approx(courses[1], rel=1e-5 if amp == "off" else 1e-2)
+
+
+@pytest.mark.slow
 def test_events_of_files(trained, data, tmp_path, capsys):
     folder = data.parent / "videos"
     (tmp_path / "in").mkdir()
