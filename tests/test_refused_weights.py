@@ -21,6 +21,7 @@ from tiny_weights import save_weights
 import detect
 import detect_tad
 import export
+import export_tad
 import hubconf
 import train
 import train_joint
@@ -157,6 +158,7 @@ ENTRIES = {
     "train_tad": _cli(train_tad, "--weights", the_file, "--data", events, "--project", "runs"),
     "val_tad": _cli(val_tad, "--weights", the_file, "--data", events, "--project", "runs"),
     "detect_tad": _cli(detect_tad, "--weights", the_file, "--source", "set", "--project", "runs"),
+    "export_tad": lambda file, folder: export_tad.main(export_tad.parse_opt(["--weights", str(file)])),
     "benchmarks/formats": benchmark_of_formats,
     "hubconf.custom": lambda file, folder: hubconf.custom(file, device="cpu"),
     "hubconf.yolov5s": _official(),
@@ -217,6 +219,6 @@ def test_every_script_with_weights_is_in_the_list():
     scripts = {f.stem for f in files if takes.search(f.read_text("utf-8"))}
     assert scripts == {
         *("train", "val", "train_joint", "val_joint", "detect", "export", "formats"),
-        *("train_tad", "val_tad", "detect_tad"),
+        *("train_tad", "val_tad", "detect_tad", "export_tad"),
     }
     assert {re.split("[ /.]", entry)[-1 if "/" in entry else 0] for entry in ENTRIES} >= scripts
