@@ -4,8 +4,9 @@ Each contestant is a process of its own that reads the source, answers, draws an
 default, and the turns alternate (A B C, C B A, ...) so that a drift of the machine shows. Two figures are given: frames
 a second from the first frame to the last result, and seconds of the whole process with its start. The networks are each
 side's `yolov5n.yaml` with random weights, at the same size and confidence threshold; with random weights neither finds
-anything at 0.25, so this is the work on what every frame costs. The peer, `ultralytics`, is used through its documented
-API: `predict(save=True)`, a picture at a time, which is its default, and once more with `batch=`.
+anything at 0.25, so this is the work on what every frame costs. `--only` also names ours as exported files. The peer,
+`ultralytics`, is used through its documented API: `predict(save=True)`, a picture at a time, which is its default, and
+once more with `batch=`.
 
     python benchmarks/detect_speed.py --source ../shared/heart/train/images --peer-python /path/to/peer/bin/python
     python benchmarks/detect_speed.py --memory 10000       # our memory over a video of so many small frames
@@ -33,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONTESTANTS = {
     "ours": "ours, as shipped",
     "ours-half": "ours, --half",
+    "ours-onnx": "ours, ONNX",
+    "ours-openvino": "ours, OpenVINO",
     "peer": "peer, as it ships",
     "peer-batch": "peer, batch=8",
 }
@@ -65,6 +68,14 @@ def our_weights(file: Path) -> Path:
     return file
 
 
+def export_ours(weights: Path, names: list[str]) -> None:
+    """The exported files of the contestants that need one, for any size, beside the weights."""
+    import export
+
+    if formats := [name.removeprefix("ours-") for name in names if name in ("ours-onnx", "ours-openvino")]:
+        export.run(weights=weights, include=formats, dynamic=True)
+
+
 def make_video(file: Path, frames: int, width: int, height: int) -> Path:
     """A video of coloured noise that moves."""
     import cv2
@@ -84,7 +95,8 @@ def run(name: str, opt: argparse.Namespace, source: Path, work: Path) -> dict:
     """One contestant on one source; returns frames a second, seconds of the process, and its peak memory in MB."""
     project = Path(tempfile.mkdtemp(prefix=name, dir=work))
     if name.startswith("ours"):
-        command = [sys.executable, str(ROOT / "detect.py"), f"--weights={work / 'ours.pt'}", "--source", str(source)]
+        file = work / {"ours-onnx": "ours.onnx", "ours-openvino": "ours_openvino_model"}.get(name, "ours.pt")
+        command = [sys.executable, str(ROOT / "detect.py"), f"--weights={file}", "--source", str(source)]
         command += ["--imgsz", str(opt.imgsz), "--project", str(project), "--device", "cpu"]
         command += ["--half"] if name == "ours-half" else []
     else:
@@ -161,7 +173,13 @@ def parse_opt() -> argparse.Namespace:
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--frames", type=int, default=300, help="of the 1920x1080 video; 0: no video")
     parser.add_argument("--repeats", type=int, default=3, help="rounds, every other one in reversed order")
-    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), help="contestants")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(CONTESTANTS),
+        default=["ours", "ours-half", "peer", "peer-batch"],
+        help="contestants",
+    )
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has ultralytics")
     parser.add_argument("--memory", type=int, default=0, help="measure our memory on a video of so many frames instead")
     parser.add_argument("--as-peer", type=json.loads, help=argparse.SUPPRESS)
@@ -189,6 +207,7 @@ def main() -> None:
         if opt.memory:
             memory_over_a_video(opt, work)
             return
+        export_ours(work / "ours.pt", names)
         from utils.system.machine import core_count
 
         cores, sources = core_count(), {"folder": Path(opt.source).resolve()}
