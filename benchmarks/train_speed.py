@@ -30,8 +30,18 @@ ROOT = Path(__file__).resolve().parents[1]
 CONTESTANTS = {
     "ours": "ours, as shipped",
     "ours-float32": "ours, plain float32",
+    "ours-bf16": "ours, --amp bf16",
+    "ours-contiguous": "ours, not channels-last",
+    "ours-sync-bn": "ours, --sync-bn",
     "peer": "peer, as it ships",
     "peer-threads": "peer, our threads",
+}
+SHIPPED = ("ours", "ours-float32", "peer", "peer-threads")
+FLAGS = {
+    "ours-float32": ["--amp", "off", "--memory-format", "contiguous"],
+    "ours-bf16": ["--amp", "bf16"],
+    "ours-contiguous": ["--memory-format", "contiguous"],
+    "ours-sync-bn": ["--sync-bn"],
 }
 RESULT = "TRAIN_SPEED_RESULT "  # marks the line that a peer process answers with
 
@@ -69,8 +79,9 @@ def train_peer(job: dict) -> None:
     model.add_callback("on_train_epoch_start", start)
     model.add_callback("on_train_epoch_end", end)
     model.train(
-        data=job["data"], epochs=2, imgsz=job["imgsz"], batch=job["batch_size"], workers=job["workers"], device="cpu",
-        seed=job["seed"], project=job["project"], name="peer", pretrained=False, val=False, save=False, plots=False,
+        data=job["data"], epochs=2, imgsz=job["imgsz"], batch=job["batch_size"], workers=job["workers"],
+        device=job["device"], seed=job["seed"], project=job["project"], name="peer", pretrained=False, val=False,
+        save=False, plots=False,
         close_mosaic=0,  # else the last ten epochs, so both of these, would go without mosaic
     )  # fmt: skip
     assert seen["epochs"] == 2, seen
@@ -129,13 +140,23 @@ def detection_copy(source: str, folder: Path, fraction: float, valid: int = 16) 
 def our_command(name: str, opt: argparse.Namespace, yaml: Path, project: Path) -> list[str]:
     command = [sys.executable, str(ROOT / "train_joint.py"), "--data", str(yaml), "--cfg", opt.cfg, "--epochs", "2"]
     command += ["--imgsz", str(opt.imgsz), "--batch-size", str(opt.batch_size), "--workers", str(opt.workers)]
-    command += ["--device", "cpu", "--seed", str(opt.seed), "--project", str(project), "--name", "run", "--exist-ok"]
+    command += [
+        "--device",
+        opt.device,
+        "--seed",
+        str(opt.seed),
+        "--project",
+        str(project),
+        "--name",
+        "run",
+        "--exist-ok",
+    ]
     command += ["--noval", "--nosave", "--noplots"]
-    return command + (["--amp", "off", "--memory-format", "contiguous"] if name == "ours-float32" else [])
+    return command + FLAGS.get(name, [])
 
 
 def peer_command(name: str, opt: argparse.Namespace, yaml: Path, project: Path) -> list[str]:
-    job = {key: getattr(opt, key) for key in ("imgsz", "batch_size", "workers", "seed")}
+    job = {key: getattr(opt, key) for key in ("imgsz", "batch_size", "workers", "seed", "device")}
     job |= {"data": str(yaml), "project": str(project), "threads": our_threads() if name == "peer-threads" else 0}
     return [opt.peer_python, str(Path(__file__).resolve()), "--as-peer", json.dumps(job)]
 
@@ -176,7 +197,7 @@ def run(name: str, opt: argparse.Namespace, yaml: Path, work: Path) -> dict:
         return {
             "images_per_s": history["epochs"][-1]["images_per_s"],
             "threads": our_threads(),
-            "precision": "float32" if name == "ours-float32" else "as shipped",
+            "precision": {"ours-float32": "float32", "ours-bf16": "bfloat16"}.get(name, "as shipped"),
             "parameters": int(parameters[1].replace(",", "")) if parameters else None,
         }
     return json.loads(re.search(re.escape(RESULT) + r"(.*)", text)[1])
@@ -224,8 +245,9 @@ def parse_opt() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=8, help="asked of both; each caps it in its own way")
     parser.add_argument("--repeats", type=int, default=2, help="rounds, every other one in reversed order")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the training pictures to use")
-    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), help="contestants")
+    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(SHIPPED), help="contestants")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has ultralytics")
+    parser.add_argument("--device", default="cpu", help="cpu, 0, or 0,1 for a process on each GPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=1800, help="seconds a contestant may take")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

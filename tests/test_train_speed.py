@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from utils.dataset.config import load_data_config
 from utils.system.yamls import save_yaml
@@ -17,12 +19,16 @@ from utils.system.yamls import save_yaml
 FILE = Path(__file__).resolve().parents[1] / "benchmarks/train_speed.py"
 
 
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("train_speed", FILE)
+def module_of(file: Path):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return module_of(FILE)
 
 
 def test_detection_copy_keeps_pictures_and_boxes_and_drops_the_image_row(bench, tmp_path):
@@ -65,3 +71,21 @@ def test_without_the_peer_it_says_what_to_do(tmp_path):
     assert done.returncode == 1
     assert "pip install ultralytics" in done.stderr
     assert "--only ours" in done.stderr
+
+
+def test_the_gpu_benchmark_without_one_says_so_and_ends_well(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    module_of(FILE.with_name("gpu.py")).main()
+    assert capsys.readouterr().out == "PyTorch sees no CUDA device here, so there is nothing to measure.\n"
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmarks_step_on_a_processor(monkeypatch, capsys):
+    gpu = module_of(FILE.with_name("gpu.py"))
+    steps = {"float32": gpu.STEPS["float32"], "broken": (None, False, "no such mode")}
+    monkeypatch.setattr(gpu, "STEPS", steps)
+    opt = argparse.Namespace(cfg="yolov5n.yaml", imgsz=32, batch_size=2, steps=1)
+    gpu.network_steps(torch.device("cpu"), opt)
+    out = capsys.readouterr().out
+    assert "images/s" in out and "broken" in out and "Error" in out
