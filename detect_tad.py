@@ -114,7 +114,8 @@ class Results:
 def detect(opt: argparse.Namespace, model: torch.nn.Module, device: torch.device, file: Path, folder: Path, stem: str):
     """Events of one file, with its pictures written."""
     labels = list(model.names.values())
-    with tqdm(desc=file.name, unit="window", mininterval=1, leave=False) as bar:
+    shown = {"mininterval": 1, "leave": False, "disable": None}  # on a terminal alone
+    with tqdm(desc=file.name, unit="window", **shown) as bar:
 
         def watch(done: int, of: int) -> None:
             bar.total = of
@@ -127,7 +128,7 @@ def detect(opt: argparse.Namespace, model: torch.nn.Module, device: torch.device
         drawn = folder / f"{stem}_timeline.png"
         plot_timelines({file.name: None}, {file.name: events}, labels, drawn, opt.conf_thres, duration=video.duration)
     if opt.save_vid:
-        with tqdm(desc=f"Writing {stem}.mp4", total=video.frames, unit="frame", mininterval=1, leave=False) as bar:
+        with tqdm(desc=f"Writing {stem}.mp4", total=video.frames, unit="frame", **shown) as bar:
             burn(video, events, labels, folder / f"{stem}.mp4", lambda: bar.update())
     return events
 
