@@ -21,11 +21,13 @@ from tad.transforms import ClipTransform, resize, short_side_size
 from tad.video import SUFFIXES, VideoFile
 from tad.windows import Window, frame_numbers, sampled, sliding_windows, truncate
 from utils.system.files import whole_file
+from utils.system.machine import available_memory
 from utils.system.paths import ROOT, find_file
 from utils.system.voice import say
 from utils.system.yamls import load_yaml
 
 GENERATORS = {"echo_clips": echo_clips.generate}
+SPARE_MEMORY = 1 << 30  # bytes that kept frames leave to the training
 KEYS = ("path", "annotations", "videos", "train", "val", "names", "download")
 
 
@@ -124,29 +126,43 @@ class FrameCache:
         self._kept: dict[Path, np.ndarray] = {}
 
     def fill(self, files: list[Path]) -> None:
-        """Decode what is not kept yet, before the data workers start, so that they share it."""
-        if self.kind:
-            for file in tqdm(files, desc=f"Caching frames ({self.kind})", disable=len(files) < 8, mininterval=1):
-                self.sampled(file)
+        """Decode what is not kept yet, before the data workers start, so that they share it, while there is room."""
+        files = list(dict.fromkeys(files)) if self.kind else []
+        for file in tqdm(files, desc=f"Caching frames ({self.kind})", disable=len(files) < 8, mininterval=1):
+            try:
+                self._kept[file] = self._sampled(file)
+            except _NoRoom as reason:
+                say(f"--cache {self.kind}: {len(self._kept)} of {len(files)} videos are kept: {reason}")
+                return
 
-    def sampled(self, file: Path) -> np.ndarray:
-        """All sampled frames of a video, uint8 [N, h, w, 3]."""
-        if file in self._kept:
-            return self._kept[file]
+    def get(self, file: Path) -> np.ndarray | None:
+        """All sampled frames of a video, uint8 [N, h, w, 3]; None where they are not kept."""
+        return self._kept.get(file)
+
+    def _sampled(self, file: Path) -> np.ndarray:
         target = file.parent / ".frames" / f"{file.stem}_{self.stride}_{self.short}_{file.stat().st_mtime_ns}.npy"
         if self.kind == "disk" and target.is_file():
-            self._kept[file] = np.load(target, mmap_mode="r")
-            return self._kept[file]
+            return np.load(target, mmap_mode="r")
         with VideoFile(file, self.threads) as video:
             size = short_side_size(video.width, video.height, self.short)
-            frames = video.read(range(0, video.frames, self.stride), lambda picture: resize(picture, size))
-        if self.kind == "disk":
+            numbers = range(0, video.frames, self.stride)
+            need, free = 3 * size[0] * size[1] * len(numbers), available_memory()
+            if free is not None and need + SPARE_MEMORY > free:
+                raise _NoRoom(f"{file} needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free")
+            frames = video.read(numbers, lambda picture: resize(picture, size))
+        if self.kind == "ram":
+            return frames
+        try:
             target.parent.mkdir(exist_ok=True)
             with whole_file(target) as temporary, temporary.open("wb") as f:
                 np.save(f, frames)
-            frames = np.load(target, mmap_mode="r")
-        self._kept[file] = frames
-        return frames
+        except OSError as error:
+            raise _NoRoom(f"{target} cannot be written ({error.strerror})") from None
+        return np.load(target, mmap_mode="r")
+
+
+class _NoRoom(Exception):
+    """Why no more frames are kept."""
 
 
 class WindowSet(Dataset):
@@ -232,8 +248,7 @@ class WindowSet(Dataset):
         )
 
     def _frames(self, file: Path, numbers: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        if self.cache.kind:
-            kept = self.cache.sampled(file)
+        if (kept := self.cache.get(file)) is not None:
             transform = ClipTransform(self.config, kept.shape[2], kept.shape[1], rng)
             frames = np.stack([transform.frame(kept[n // self.config.frame_stride]) for n in numbers])
         else:

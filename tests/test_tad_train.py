@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import runpy
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -87,6 +89,22 @@ def test_cached_frames_and_workers_change_no_draw(trained, data, cfg, tmp_path, 
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
     if "disk" in more:
         assert list((data.parent / "videos" / ".frames").glob("*.npy"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cache", "reason"), [("ram", "GB of memory"), ("disk", "cannot be written")])
+def test_frames_that_cannot_be_kept_are_decoded_as_needed(
+    trained, data, cfg, tmp_path, monkeypatch, capsys, cache, reason
+):
+    copy = shutil.copytree(data.parent, tmp_path / "set", ignore=shutil.ignore_patterns(".frames"))
+    moved = copy / data.name
+    moved.write_text(data.read_text().replace(str(data.parent), str(copy)))
+    (copy / "videos" / ".frames").write_text("in the way")
+    monkeypatch.setattr("tad.data.available_memory", lambda: (1 << 30) + (1000 if cache == "ram" else 1 << 30))
+    run = train(moved, cfg, tmp_path, "--epochs", "1", "--noplots", "--cache", cache)
+    assert re.search(rf"--cache {cache}: 0 of \d+ videos are kept: .*{reason}", capsys.readouterr().out)
+    losses = [json.loads((r / "training_history.json").read_text())["epochs"][0]["train"] for r in (trained, run)]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow
