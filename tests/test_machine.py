@@ -10,7 +10,7 @@ from coloured_pictures import scan, write_folder
 
 from utils.dataloaders import create_dataloader
 from utils.system import machine
-from utils.system.devices import use_all_cores
+from utils.system.devices import cpu_gains_from_bfloat16, use_all_cores
 from utils.system.machine import available_memory, core_count
 
 GIB = 2**30
@@ -125,3 +125,27 @@ def test_threads_workers_and_the_memory_cache_keep_to_the_limits(system, monkeyp
     loader, dataset = create_dataloader(index, 64, 2, workers=8, cache="ram", prefix="val")
     assert loader.num_workers == 2 and dataset.store.block is None
     assert "val: not cached" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "gains"),
+    [
+        ("avx2 avx512_bf16", None, True),
+        ("avx2 amx_bf16", "ALL", True),
+        ("avx2 avx512f", None, False),
+        ("avx2 avx512_bf16", "AVX512_CORE_BF16", True),
+        ("avx2 avx512_bf16", "AVX2", False),
+        ("avx2 avx512_bf16", "avx512_core_vnni", False),
+    ],
+)
+def test_bfloat16_is_taken_where_the_processor_has_it_and_onednn_may_use_it(system, monkeypatch, flags, limit, gains):
+    system({"proc/cpuinfo": f"flags : {flags}\n"})
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    try:
+        cpu_gains_from_bfloat16.cache_clear()
+        assert cpu_gains_from_bfloat16() is gains
+    finally:
+        cpu_gains_from_bfloat16.cache_clear()

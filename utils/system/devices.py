@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from utils.system import machine
 from utils.system.arguments import AMP_CHOICES
 from utils.system.machine import core_count
 
@@ -93,9 +94,15 @@ def use_all_cores(world_size: int = 1) -> int:
 
 @functools.cache
 def cpu_gains_from_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX); elsewhere it would be slower."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
-        flags = f.read()
+    """Whether this processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX); elsewhere it would be slower.
+
+    oneDNN, which computes, can be kept from newer instructions by an environment variable; then it is slower here too.
+    """
+    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL").upper()
+    if not any(name in limit for name in ("BF16", "FP16", "AMX", "AVX10", "DEFAULT", "ALL")):
+        return False
+    with contextlib.suppress(OSError):
+        flags = (machine.SYSTEM / "proc/cpuinfo").read_text()
         return "avx512_bf16" in flags or "amx_bf16" in flags
     return False
 
