@@ -8,8 +8,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -28,6 +30,7 @@ from tiny_weights import NAMES, VIEWS
 import export
 from models.answer import Answer
 from models.export import formats
+from models.export.check import check_export
 from models.export.metadata import Metadata
 from models.export.network import smooth_pictures
 from models.export.readers import read_onnx, read_openvino
@@ -287,6 +290,32 @@ def test_int8(weights, pictures_on_disk, name, capsys):
     answer, expected = model(images), ours(images)
     assert 1e-4 < (answer.probs - expected.probs).abs().max() < 0.1
     assert 1e-4 < (answer.boxes[..., 4:] - expected.boxes[..., 4:]).abs().max() < 0.2
+
+
+def test_int8_may_move_a_box_far_but_not_all_of_them():
+    decoded = torch.zeros(2, 100, 7)
+    decoded[:, :10, :6] = torch.tensor([100.0, 100.0, 40.0, 40.0, 0.9, 0.9])
+    moved, blind, shifted = (decoded.clone() for _ in range(3))
+    moved[0, 0, 4] = 0.3  # one of twenty
+    blind[..., 4:] = 0
+    shifted[:, :10, :2] += 200
+    network = SimpleNamespace(metadata=SimpleNamespace(imgsz=(320, 320)), example=torch.zeros(2, 3, 320, 320))
+    pictures = [np.zeros((2, 3, 320, 320), np.float32)]
+
+    class Network(SimpleNamespace):
+        def __call__(self, images):
+            return self.answer
+
+    def check(answer):
+        exported = Network(answer=SimpleNamespace(boxes=answer, probs=None))
+        return check_export(
+            Network(**vars(network), answer=decoded), exported, Path("w_int8.onnx"), calibration=pictures
+        )
+
+    assert check(moved).scores == pytest.approx(0.54)
+    for broken in (blind, shifted, decoded[:, :50]):
+        with pytest.raises(ValueError, match=r"w_int8\.onnx answers otherwise.*mean"):
+            check(broken)
 
 
 @pytest.mark.slow
