@@ -146,12 +146,7 @@ def run(
     use_all_cores()
     began = time.perf_counter()
     model = load_model(path, target)
-    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise ValueError(f"--imgsz {' '.join(map(str, sides))}: one size, or height and width")
-    size = tuple(check_img_size([sides[0], sides[-1]], s=largest_stride(model)))
-    if size != (sides[0], sides[-1]):
-        say(f"--imgsz: rounded up to {size[0]}x{size[1]}, multiples of the stride {largest_stride(model)}")
+    size = whole_size(imgsz, largest_stride(model))
     say(describe_device(target))
     answers = f"{model.nc} object classes" + (f", {model.cls_nc} image classes" if model.cls_nc else "")
     say(f"{path}: {answers}, input [{batch_size},{model.yaml['ch']},{size[0]},{size[1]}], RGB in 0..1")
@@ -176,6 +171,21 @@ def run(
         say(f"Detect:    python detect.py --weights {runnable[-1]} --img {' '.join(map(str, size))} --source …")
         say(f"Validate:  python val_joint.py --weights {runnable[-1]} --img {size[0]} --data …")
     return written
+
+
+def whole_size(imgsz: int | Sequence[int], stride: int) -> tuple[int, int]:
+    """Height and width of the network's input, pixels, rounded up to multiples of the stride.
+
+    Raises:
+        ValueError: Neither one size nor two.
+    """
+    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f"--imgsz {' '.join(map(str, sides))}: one size, or height and width")
+    size = tuple(check_img_size([sides[0], sides[-1]], s=stride))
+    if size != (sides[0], sides[-1]):
+        say(f"--imgsz: rounded up to {size[0]}x{size[1]}, multiples of the stride {stride}")
+    return size
 
 
 def check_formats(include: Sequence[str]) -> list[str]:
