@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.export.check import TOLERANCE
+from models.export.check import TOLERANCE, Difference, compare
 from models.export.onnx import describe, traced
 from tad.backbone import MEAN
 from tad.model import TadModel
@@ -62,11 +62,11 @@ def texts(model: TadModel) -> dict[str, str]:
 
 
 def difference(network: Exported, session) -> float:
-    """Largest |a − b| / max(1, |b|) of a file's answers a and the network's b, for a full window and a padded one.
+    """Largest scaled difference (see `compare`) of a file's answers from the network's, for a full and a padded window.
 
     Answers at points that are not real mean nothing, and are not compared.
     """
-    largest, frames = 0.0, network.model.config.frames
+    total, frames = Difference(), network.model.config.frames
     for seed, valid in enumerate((frames, max(1, frames * 2 // 3))):
         inputs = network.example(valid, seed)
         with torch.inference_mode():
@@ -77,9 +77,8 @@ def difference(network: Exported, session) -> float:
         if not torch.equal(theirs[2], real):
             return float("inf")
         for a, b in zip(theirs[:2], ours[:2], strict=True):
-            scaled = ((a - b).abs() / b.abs().clamp(min=1))[real].nan_to_num(nan=float("inf"))
-            largest = max(largest, scaled.max().item())
-    return largest
+            compare(total, "scores", a[real], b[real])
+    return total.scaled
 
 
 def export_onnx(model: TadModel, file: Path, opset: int = 17) -> float:

@@ -177,8 +177,8 @@ def _as_spelled(files: list[str], label_files: list[str], passed: list[Problem])
         for name in sorted(texts):
             there.setdefault(_composed(name), []).append(name)
         for i in indices:
-            wanted = os.path.basename(label_files[i])
-            if wanted not in texts and (names := there.get(_composed(wanted))):
+            label = os.path.basename(label_files[i])
+            if label not in texts and (names := there.get(_composed(label))):
                 spelled[i] = os.path.join(folder, names[0])
         if folder not in picture_folders:
             reason = f"no picture of this name in {', '.join(sorted(picture_folders))}"
