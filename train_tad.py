@@ -69,6 +69,7 @@ from utils.system.devices import (
     select_device,
     use_all_cores,
 )
+from utils.system.machine import keep_freed_memory
 from utils.system.process import launch_per_gpu
 from utils.system.voice import say
 from utils.system.yamls import save_yaml
@@ -135,6 +136,7 @@ def main(opt: argparse.Namespace, relaunch: bool = False) -> dict:
     device = select_device(opt.device)
     world = init_world(device)
     use_all_cores(world.size)
+    keep_freed_memory()
     seed_everything(opt.seed)
     say(f"Temporal detection on {describe_device(device)}")
     with main_first(world):

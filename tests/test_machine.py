@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from utils.dataloaders import create_dataloader
 from utils.system import machine
 from utils.system.devices import cpu_gains_from_bfloat16, use_all_cores
 from utils.system.machine import available_memory, core_count
+from utils.system.paths import ROOT
 
 GIB = 2**30
 FREE = {"proc/meminfo": f"MemTotal: {64 * 2**20} kB\nMemAvailable: {32 * 2**20} kB\n"}
@@ -149,3 +153,24 @@ def test_bfloat16_is_taken_where_the_processor_has_it_and_onednn_may_use_it(syst
         assert cpu_gains_from_bfloat16() is gains
     finally:
         cpu_gains_from_bfloat16.cache_clear()
+
+
+REUSE = """
+import resource, torch
+from utils.system.machine import keep_freed_memory
+assert keep_freed_memory()
+def step():
+    kept = [torch.zeros(4 << 20, dtype=torch.uint8) for _ in range(40)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's malloc")
+def test_what_a_step_freed_is_there_for_the_next():
+    done = subprocess.run([sys.executable, "-c", REUSE], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 2000  # pages; all of 160 MB would be 40,000

@@ -524,3 +524,22 @@ def test_yaml_content_is_not_evaluated(tmp_path):
 def test_missing_yaml():
     with pytest.raises(FileNotFoundError, match="yolov5z.yaml"):
         Model("yolov5z.yaml")
+
+
+def test_gradients_of_joined_maps_reach_the_activations_in_whole_rows():
+    """The joined halves of a C3 have 8 channels each: as slices their gradients would be read one by one."""
+    torch.manual_seed(0)
+    block = common.C3(16, 16, 1).double()
+    x = torch.randn(2, 16, 6, 6, dtype=torch.float64)
+    gradients = {}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        copied, seen = copy.deepcopy(block), []
+        for conv in (copied.cv2, copied.m[0].cv2):
+            conv.act = nn.SiLU()
+            conv.act.register_full_backward_pre_hook(lambda _, grads, seen=seen: seen.append(grads[0]))
+        copied.to(memory_format=layout)(x.contiguous(memory_format=layout)).square().sum().backward()
+        gradients[layout] = [p.grad for p in copied.parameters()]
+        assert len(seen) == 2
+    assert all(grad.is_contiguous(memory_format=torch.channels_last) for grad in seen)
+    for one, other in zip(*gradients.values(), strict=True):
+        torch.testing.assert_close(one, other)

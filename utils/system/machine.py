@@ -7,8 +7,10 @@ way up counts. Version 2 has all limits of a group in one folder, version 1 a fo
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +52,23 @@ def available_memory() -> int | None:
 
             found.append(psutil.virtual_memory().available)
     return min(found) if found else None
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what is freed for what is allocated next; returns whether it does (glibc alone).
+
+    A training step allocates and frees hundreds of megabytes of activations. By itself glibc gives the end of its heap
+    back to the system whenever much of it is free, and the next step takes it again, page by page, each of which the
+    system has to find and to clear. The peak stays what it was.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    if not sys.platform.startswith("linux"):
+        return False
+    with contextlib.suppress(OSError, AttributeError):  # a C library without mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        # 32 MiB is the largest that glibc takes; what is larger still comes from the system and goes back to it
+        return bool(mallopt(mmap_threshold, 32 << 20) and mallopt(trim_threshold, 2**31 - 1))
+    return False
 
 
 def _groups(controller: str) -> Iterator[Path]:
