@@ -101,7 +101,7 @@ from utils.results.feature_maps import FeatureMaps
 from utils.results.frames import Frame
 from utils.results.sources import open_source
 from utils.system.command_line import one_sentence
-from utils.system.devices import describe_device, half_dtype, memory_format, select_device, use_all_cores
+from utils.system.devices import describe_device, half_dtype, memory_format, select_device, use_machine
 from utils.system.display import can_show
 from utils.system.voice import say, warn
 from utils.weights.checkpoint import load_checkpoint, strip_checkpoint
@@ -184,7 +184,7 @@ def run(
 def _load_predictor(opt: argparse.Namespace) -> tuple[Predictor, tuple[int, int]]:
     """The network, asked as the options say, and height and width of its input; says what it is."""
     device = select_device(opt.device)
-    use_all_cores()
+    use_machine()
     model = load_model(opt.weights, device, half=opt.half and device.type == "cuda", dnn=opt.dnn)
     name_classes(model, opt.data)
     if unknown := [c for c in opt.classes or [] if c not in model.names]:

@@ -56,7 +56,7 @@ from tad.predict import predict_video
 from tad.video import SUFFIXES, VideoFile
 from utils.results.timelines import Event, plot_timelines
 from utils.system.command_line import one_sentence
-from utils.system.devices import amp_dtype, describe_device, select_device, use_all_cores
+from utils.system.devices import amp_dtype, describe_device, select_device, use_machine
 from utils.system.files import read_text, whole_file
 from utils.system.voice import say, warn
 
@@ -141,7 +141,7 @@ def main(opt: argparse.Namespace) -> dict[str, list[Event]]:
     """
     check_ranges(vars(opt))
     device = select_device(opt.device)
-    use_all_cores()
+    use_machine()
     say(f"Temporal detection on {describe_device(device)}")
     names = load_data(opt.data).names if opt.data else None
     model = load_model(opt.weights, load_config(opt.cfg) if opt.cfg else None, names).to(device)

@@ -66,7 +66,7 @@ from models.export.int8 import calibration_of
 from models.load import find_weights, largest_stride, load_model
 from utils.boxes import check_img_size
 from utils.system.command_line import one_sentence
-from utils.system.devices import describe_device, select_device, use_all_cores
+from utils.system.devices import describe_device, select_device, use_machine
 from utils.system.packages import need
 from utils.system.voice import say
 
@@ -143,7 +143,7 @@ def run(
     path = find_weights(weights)
     if path.suffix != ".pt":
         raise ValueError(f"--weights {path}: only PyTorch weights (.pt) can be exported")
-    use_all_cores()
+    use_machine()
     began = time.perf_counter()
     model = load_model(path, target)
     size = whole_size(imgsz, largest_stride(model))

@@ -35,7 +35,7 @@ from tad.data import load_data
 from tad.export import export_onnx
 from tad.load import load_model
 from utils.system.command_line import one_sentence
-from utils.system.devices import use_all_cores
+from utils.system.devices import use_machine
 from utils.system.voice import say
 
 
@@ -46,7 +46,7 @@ def main(opt: argparse.Namespace) -> Path:
         FileNotFoundError, ModuleNotFoundError, ValueError: One sentence.
     """
     check_ranges(vars(opt), OPSETS)
-    use_all_cores()
+    use_machine()
     names = load_data(opt.data).names if opt.data else None
     model = load_model(opt.weights, load_config(opt.cfg) if opt.cfg else None, names)
     file = Path(opt.weights).with_suffix(".onnx")

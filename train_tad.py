@@ -67,9 +67,8 @@ from utils.system.devices import (
     init_world,
     main_first,
     select_device,
-    use_all_cores,
+    use_machine,
 )
-from utils.system.machine import keep_freed_memory
 from utils.system.process import launch_per_gpu
 from utils.system.voice import say
 from utils.system.yamls import save_yaml
@@ -135,8 +134,7 @@ def main(opt: argparse.Namespace, relaunch: bool = False) -> dict:
         launch_per_gpu(len(ids))
     device = select_device(opt.device)
     world = init_world(device)
-    use_all_cores(world.size)
-    keep_freed_memory()
+    use_machine(world.size)
     seed_everything(opt.seed)
     say(f"Temporal detection on {describe_device(device)}")
     with main_first(world):

@@ -95,7 +95,7 @@ from utils.system.devices import (
     leave_world,
     memory_format,
     select_device,
-    use_all_cores,
+    use_machine,
 )
 from utils.system.voice import say, warn
 
@@ -184,7 +184,7 @@ def ask(model, weights, data: DataConfig, device, opt: argparse.Namespace, amp: 
     nms = {"conf_thres": opt.conf_thres, "iou_thres": opt.iou_thres, "max_det": opt.max_det, "agnostic": opt.single_cls}
     half, loaded = opt.half, model is None
     if loaded:
-        use_all_cores(world.size)
+        use_machine(world.size)
         model = load_model(weights, device, dnn=opt.dnn)
         name_classes(model, data)
         half = heed_options(model, weights, half, opt.dnn, opt.augment, nms)

@@ -49,7 +49,7 @@ from tad.load import load_model
 from tad.memory import loading
 from tad.validation import metrics_of, predict_with_bar, report_problems, table, truth_of, val_loader, write_results
 from utils.system.command_line import one_sentence
-from utils.system.devices import World, amp_dtype, describe_device, select_device, use_all_cores
+from utils.system.devices import World, amp_dtype, describe_device, select_device, use_machine
 from utils.system.voice import say
 
 
@@ -66,7 +66,7 @@ def main(opt: argparse.Namespace) -> dict:
         save_dir = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
     else:
         device = select_device(opt.device)
-        use_all_cores()
+        use_machine()
         say(f"Temporal detection on {describe_device(device)}")
         model = load_model(opt.weights, load_config(opt.cfg) if opt.cfg else None, data.names).to(device)
         if list(model.names.values()) != data.names:

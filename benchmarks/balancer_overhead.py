@@ -37,7 +37,7 @@ from utils.system.devices import (  # noqa: E402
     memory_format,
     select_device,
     synchronize,
-    use_all_cores,
+    use_machine,
 )
 from utils.training.optim import build_optimizer  # noqa: E402
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--device", default="")
     parser.add_argument("--processor-time", action="store_true", help="count processor seconds, on one thread")
     args = parser.parse_args()
-    use_all_cores()
+    use_machine()
     if args.processor_time:
         torch.set_num_threads(1)
     device = select_device(args.device)

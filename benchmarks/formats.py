@@ -34,7 +34,7 @@ from models.export import readers
 from models.load import largest_stride, load_model
 from utils.boxes import check_img_size
 from utils.dataset.config import load_data_config
-from utils.system.devices import describe_device, select_device, to_input, use_all_cores
+from utils.system.devices import describe_device, select_device, to_input, use_machine
 from utils.system.machine import core_count
 
 FORMATS = ("torchscript", "onnx", "openvino", "openvino-float32", "onnx-int8", "openvino-int8")
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="show what the export and the validations print")
     args = parser.parse_args()
     device = select_device(args.device)
-    use_all_cores()
+    use_machine()
 
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as quiet:
         if not args.verbose:

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import val_joint
-from utils.system.devices import use_all_cores
+from utils.system.devices import use_machine
 
 METRICS = {"P": "precision", "R": "recall", "mAP50": "map50", "mAP50_95": "map50_95"}
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/images and valid/images")
     parser.add_argument("--modes", nargs="+", help="some of the modes only, by their tags")
     opt = parser.parse_args()
-    use_all_cores()
+    use_machine()
     content = json.loads((opt.reference / "checkpoint_expected.json").read_text(encoding="utf-8"))
     names = {int(k): v for k, v in content["loaded"]["names"].items()}
     data = {"path": str(opt.data.absolute()), "train": "train/images", "val": "valid/images", "names": names}

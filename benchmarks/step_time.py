@@ -24,7 +24,7 @@ from utils.dataloaders import create_dataloader
 from utils.dataset.config import load_data_config, load_hyp
 from utils.dataset.scan import scan_dataset
 from utils.loss import ComputeJointLoss, scale_gains
-from utils.system.devices import amp_dtype, autocast, memory_format, select_device, synchronize, to_input, use_all_cores
+from utils.system.devices import amp_dtype, autocast, memory_format, select_device, synchronize, to_input, use_machine
 from utils.training.average import ModelEMA
 from utils.training.optim import build_optimizer
 
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--cache", default=None, choices=["ram", "disk"])
     parser.add_argument("--device", default="")
     args = parser.parse_args()
-    use_all_cores()
+    use_machine()
     columns = {"float32": ("off", "contiguous"), "as shipped": ("auto", "auto")}
     spent = {name: time_steps(args, *choice) for name, choice in columns.items()}
     print(f"{args.cfg}, {args.imgsz} px, batch {args.batch_size}, {args.optimizer}, {torch.get_num_threads()} threads")

@@ -169,9 +169,9 @@ def peer_environment(work: Path) -> dict[str, str]:
 
 
 def our_threads() -> int:
-    from utils.system.devices import use_all_cores
+    from utils.system.devices import use_machine
 
-    return use_all_cores()
+    return use_machine()
 
 
 def run(name: str, opt: argparse.Namespace, yaml: Path, work: Path) -> dict:

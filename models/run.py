@@ -29,10 +29,9 @@ from utils.system.devices import (
     main_first,
     memory_format,
     select_device,
-    use_all_cores,
+    use_machine,
 )
 from utils.system.files import remove_unfinished
-from utils.system.machine import keep_freed_memory
 from utils.system.paths import ROOT, increment_path
 from utils.system.voice import say, warn
 from utils.training.average import ModelEMA, ema_constants
@@ -84,8 +83,7 @@ def start(opt: Options, hyp: dict, resumed: Checkpoint | None) -> tuple[Run, Mod
         raise ValueError("--batch-size -1 measures one device; give a number with several")
     if opt.batch_size != -1 and (opt.batch_size < 1 or opt.batch_size % world.size):
         raise ValueError(f"--batch-size {opt.batch_size} must be a positive multiple of the {world.size} process(es)")
-    use_all_cores(world.size)
-    keep_freed_memory()
+    use_machine(world.size)
     seed_everything(opt.seed, opt.deterministic)
     say(f"YOLOv5-Joint on {describe_device(device)}")
     with main_first(world):

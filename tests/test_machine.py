@@ -13,7 +13,7 @@ from coloured_pictures import scan, write_folder
 
 from utils.dataloaders import create_dataloader
 from utils.system import machine
-from utils.system.devices import cpu_gains_from_bfloat16, use_all_cores
+from utils.system.devices import cpu_gains_from_bfloat16, use_machine
 from utils.system.machine import available_memory, core_count
 from utils.system.paths import ROOT
 
@@ -122,8 +122,8 @@ def test_threads_workers_and_the_memory_cache_keep_to_the_limits(system, monkeyp
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     try:
-        assert use_all_cores() == 2 == torch.get_num_threads()
-        assert use_all_cores(world_size=2) == 1
+        assert use_machine() == 2 == torch.get_num_threads()
+        assert use_machine(world_size=2) == 1
     finally:
         torch.set_num_threads(before)
     loader, dataset = create_dataloader(index, 64, 2, workers=8, cache="ram", prefix="val")

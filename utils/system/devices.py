@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from utils.system import machine
 from utils.system.arguments import AMP_CHOICES
-from utils.system.machine import core_count
+from utils.system.machine import core_count, keep_freed_memory
 
 try:
     import resource
@@ -81,12 +81,14 @@ def describe_device(device: torch.device) -> str:
     return f"{versions}, {device.type.upper()}"
 
 
-def use_all_cores(world_size: int = 1) -> int:
-    """Let PyTorch compute on every core this process may use, shared among `world_size` processes; returns the count.
+def use_machine(world_size: int = 1) -> int:
+    """Let PyTorch compute on every core this process may use, shared among `world_size` processes, and keep the memory
+    that it frees; returns the number of threads.
 
     By itself PyTorch starts as many threads as the machine has cores, also where a container may use two of them. A
     machine of two cores is computed on with two threads (YOLOv5 leaves one idle). `OMP_NUM_THREADS` is respected.
     """
+    keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, core_count() // max(1, world_size)))
     return torch.get_num_threads()
