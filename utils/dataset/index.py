@@ -105,9 +105,37 @@ class DatasetIndex:
 def _gather(offsets: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the groups `indices` of a ragged array, one group after the other, and their new offsets."""
     lengths = offsets[indices + 1] - offsets[indices]
-    new = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    new = offsets_of(lengths)
     rows = np.arange(new[-1]) + np.repeat(offsets[indices] - new[:-1], lengths)
     return rows, new
+
+
+def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Where the groups of a ragged array begin, and the end of the last."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def join(parts: Sequence[DatasetIndex]) -> DatasetIndex:
+    """Index of all pictures of one or more others of one data set, one after the other."""
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    def joined_offsets(name: str) -> np.ndarray:
+        return offsets_of(np.concatenate([np.diff(getattr(part, name)) for part in parts]))
+
+    return DatasetIndex(
+        joined("im_files"),
+        joined("label_files"),
+        joined("shapes"),
+        joined("objects"),
+        joined_offsets("object_offsets"),
+        joined("points"),
+        joined_offsets("point_offsets"),
+        joined("image_class"),
+        [problem for part in parts for problem in part.problems],
+        parts[0].cls_nc,
+    )
 
 
 def fingerprint(files: list[str], label_files: list[str], nc: int, cls_nc: int, single_cls: bool) -> str:

@@ -137,7 +137,7 @@ def from_array(array: np.ndarray, name: str = "picture") -> np.ndarray:
     if not fits or not array.size or not np.issubdtype(array.dtype, np.number):
         raise ValueError(f"{name}: expected RGB [H,W,3] of 0..255, got {array.dtype} {list(array.shape)}")
     if not grey and array.shape[2] == 4 and array[..., 3].min() < array[..., 3].max():
-        _tell_once(TRANSPARENCY, name)
+        tell_once(TRANSPARENCY, name)
     if grey:
         return _three_channels(_bytes(array.reshape(array.shape[:2]), name))
     return np.ascontiguousarray(_bytes(array[..., 2::-1], name))
@@ -155,7 +155,7 @@ def check_picture(path: str | Path) -> tuple[int, int]:
     """
     if not is_picture_name(str(path)):
         raise ValueError(f"not a picture format that is supported ({', '.join(IMG_FORMATS)})")
-    with open(path, "rb") as stream:
+    with open(path, "rb", buffering=0) as stream:
         data = stream.read()
     if not data:
         raise ValueError("the file is empty")
@@ -286,11 +286,11 @@ def _bytes(values: np.ndarray, name: str) -> np.ndarray:
 def _tell_losses(picture: Image.Image, name: str) -> None:
     """Says what becomes of a picture that holds more than 8 bits of 3 colours."""
     if picture.mode.startswith("I;16") or any(";16" in str(tile.args) for tile in getattr(picture, "tile", ())):
-        _tell_once("16 bits are read as 8, the upper ones", name)
+        tell_once("16 bits are read as 8, the upper ones", name)
     if TRANSPARENCY not in _told and _is_transparent(picture):
-        _tell_once(TRANSPARENCY, name)
+        tell_once(TRANSPARENCY, name)
     if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
-        _tell_once("of several pictures in one file the first is read", name)
+        tell_once("of several pictures in one file the first is read", name)
 
 
 def _is_pillows(header: Image.Image) -> bool:
@@ -308,7 +308,8 @@ def _is_transparent(picture: Image.Image) -> bool:
         return False
 
 
-def _tell_once(what: str, name: str) -> None:
+def tell_once(what: str, name: str) -> None:
+    """What becomes of a picture, in a line for the first of its kind."""
     if what not in _told:
         _told.add(what)
         say(f"NOTE: {what} (here: {name})")

@@ -12,17 +12,18 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from utils.dataset.files import other_kinds, pair_with_labels
-from utils.dataset.index import DatasetIndex, cache_files, fingerprint, load_cache, save_cache
-from utils.dataset.labels import ParsedLabel, Problem, read_label
-from utils.dataset.pictures import IMG_FORMATS, check_picture, one_line
+from utils.dataset.index import DatasetIndex, cache_files, fingerprint, join, load_cache, save_cache
+from utils.dataset.labels import Problem
+from utils.dataset.pairs import checkers
+from utils.dataset.pictures import IMG_FORMATS
 from utils.system.machine import core_count
 from utils.system.voice import say
 
-CHUNK = 64  # pictures that a thread takes at a time
+CHUNK = 64  # pictures that are checked at a time
+MANY = 5000  # pictures from which on processes of their own are worth their start
 # A picture may train detection without these, so they are reported but are no reason to stop a strict run.
 NOTES = ("missing label", "image row ignored")
 
@@ -47,7 +48,7 @@ def scan_dataset(
         single_cls: every object becomes class 0, whatever its number.
         root: the data's root folder, see `read_list`.
         cache: read and write the result; any change of a picture or label file makes it invalid.
-        workers: threads; None for one per core, at most 8.
+        workers: threads, with MANY pictures processes; None for one per core, at most 8.
         prefix: name of the split in the progress bar and the summary.
         verbose: show them.
 
@@ -157,66 +158,21 @@ def _scan(
     prefix: str,
     verbose: bool,
 ) -> DatasetIndex:
-    def check(start: int) -> list[tuple[tuple[int, int] | None, ParsedLabel]]:
-        chunk = slice(start, start + CHUNK)
-        return [_scan_one(*pair, nc, cls_nc) for pair in zip(files[chunk], label_files[chunk], strict=True)]
-
-    results = []
     workers = workers if workers else min(8, core_count())
-    # Threads: decoding releases the interpreter lock, and nothing has to be pickled or forked.
-    with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(files), CHUNK)]
+    parts = []
+    with (
+        warnings.catch_warnings(),
+        checkers(workers if workers > 1 and len(files) >= MANY else 0) as check,
+        ThreadPoolExecutor(max(1, workers)) as pool,
+        tqdm(total=len(files), desc=f"{prefix}: scanning", unit="pic", disable=not verbose) as bar,
+    ):
         warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
-        with tqdm(total=len(files), desc=f"{prefix}: scanning", unit="pic", disable=not verbose) as bar:
-            for part in pool.map(check, range(0, len(files), CHUNK)):
-                results += part
-                bar.update(len(part))
-
-    kept = [i for i, (shape, _) in enumerate(results) if shape is not None]
-    labels = [results[i][1] for i in kept]
-    segments = [s for label in labels for s in label.segments]
-    return DatasetIndex(
-        np.array([files[i] for i in kept], dtype=np.str_),
-        np.array([label_files[i] for i in kept], dtype=np.str_),
-        np.array([results[i][0] for i in kept], dtype=np.int32).reshape(-1, 2),
-        np.concatenate([np.zeros((0, 5), np.float32), *(label.objects for label in labels)]),
-        _offsets([len(label.objects) for label in labels]),
-        np.concatenate([np.zeros((0, 2), np.float32), *segments]),
-        _offsets([len(s) for s in segments]),
-        np.array([label.image_class for label in labels], dtype=np.int64),
-        [problem for _, label in results for problem in label.problems],
-        cls_nc,
-    )
-
-
-def _offsets(lengths: list[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def _scan_one(file: str, label_file: str, nc: int | None, cls_nc: int) -> tuple[tuple[int, int] | None, ParsedLabel]:
-    """Picture size (None: left out) and label of one picture."""
-
-    def left_out(reason: str, kind: str) -> tuple[None, ParsedLabel]:
-        return None, ParsedLabel(problems=[Problem(file, None, reason, kind)])
-
-    if not os.path.exists(file):
-        return left_out("the picture does not exist", "missing image")
-    try:
-        shape = check_picture(file)
-    except (ValueError, OSError) as error:
-        return left_out(one_line(error), "corrupt image")
-    try:
-        label = read_label(label_file, nc, cls_nc)
-        if label.unread and not len(label.objects):
-            # To train it as a background would teach the network that its objects are none.
-            reason = f"none of its {label.unread} object rows can be read"
-            label.problems.append(Problem(label_file, None, f"{reason}: the picture is left out", "unreadable label"))
-            return None, ParsedLabel(problems=label.problems)
-        return shape, label
-    except FileNotFoundError:
-        reason = "no label file: a background, image class unknown"
-        return shape, ParsedLabel(problems=[Problem(label_file, None, reason, "missing label")] if cls_nc else [])
-    except OSError as error:
-        return left_out(f"its label cannot be read ({one_line(error)})", "unreadable label")
+        checked = pool.map(lambda chunk: check(files[chunk], label_files[chunk], nc, cls_nc), chunks)
+        for chunk, part in zip(chunks, checked, strict=True):
+            parts.append(part)
+            bar.update(len(files[chunk]))
+    return join(parts)
 
 
 def problem_table(problems: Sequence[Problem], limit: int = 20) -> str:

@@ -28,8 +28,10 @@ def read_text(path: str | Path, errors: str = "strict") -> str:
         OSError: It cannot be read.
         ValueError: It is in another encoding; the message names the file and what to do.
     """
-    with open(path, "rb") as stream:
+    with open(path, "rb", buffering=0) as stream:
         data = stream.read()
+    if data.isascii():  # and so without a mark
+        return data.decode("ascii")
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
     try:
         return data.decode(encoding, errors=errors)
