@@ -7,7 +7,8 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import islice
+from operator import lt
 from pathlib import Path
 
 from utils.dataset.labels import Problem
@@ -64,19 +65,19 @@ def list_images(
         if os.path.isdir(source):
             files += _walk(source, passed)
         elif os.path.isfile(source) and source.lower().endswith(".txt"):
-            files += [path for _, _, path in read_list(source, root)]
+            files += [os.path.normpath(path) for _, _, path in read_list(source, root)]
         elif os.path.isfile(source):
-            files.append(source)
+            files.append(os.path.normpath(source))
         elif has_wildcard(source):
             found = find_glob(source)
-            files += [f for f in found if is_picture_name(f)]
+            files += [os.path.normpath(f) for f in found if is_picture_name(f)]
             others = (f for f in found if not is_picture_name(f) and not is_companion(f))
             passed += [other_kind(f) for f in others if os.path.isfile(f)]
         else:
             raise FileNotFoundError(
                 f"no pictures at {source}: neither a folder, a list file (.txt), a glob nor a picture"
             )
-    return sorted(os.path.normpath(f) for f in files)
+    return sorted(files)
 
 
 def read_list(source: str | Path, root: str | Path | None = None) -> list[tuple[int, str, str]]:
@@ -143,36 +144,49 @@ def pair_with_labels(
     still those beside it.
     """
     passed = [] if passed is None else passed
-    pairs = []
+    files: list[str] = []
+    label_files: list[str] = []
+    listed = False
     for source in map(str, sources):
         target = _written_link(source)
         found = list_images(target or source, root, passed)
         at = [os.path.normpath(os.path.join(source, os.path.relpath(f, target))) for f in found] if target else found
         if not target and source.lower().endswith(".txt"):
+            listed = True
             folders = {folder: _written_link(folder) for folder in {os.path.dirname(f) for f in at}}
             found = [os.path.join(folders[os.path.dirname(f)] or os.path.dirname(f), os.path.basename(f)) for f in at]
-        pairs += zip(found, image_to_label_paths(at), strict=True)
-    in_order = all(a < b for a, b in pairwise(pairs))
-    once = pairs if in_order else sorted(set(pairs))
-    if len(once) < len(pairs):
-        warn(f"{len(pairs) - len(once)} pictures are named more than once; each counts once")
-    files = [f for f, _ in once]
-    return files, _as_spelled(files, [label for _, label in once], passed)
+        files += found
+        label_files += image_to_label_paths(at)
+    if not all(map(lt, files, islice(files, 1, None))):
+        once = sorted(set(zip(files, label_files, strict=True)))
+        if len(once) < len(files):
+            warn(f"{len(files) - len(once)} pictures are named more than once; each counts once")
+        files, label_files = map(list, zip(*once, strict=True))
+    return files, _as_spelled(files, label_files, passed, listed)
 
 
-def _as_spelled(files: list[str], label_files: list[str], passed: list[Problem]) -> list[str]:
-    """Label files under the names that their folders have them by; those of no picture go to `passed`."""
+def _as_spelled(files: list[str], label_files: list[str], passed: list[Problem], listed: bool) -> list[str]:
+    """Label files under the names that their folders have them by; those of no picture go to `passed`.
+
+    Args:
+        listed: a list names pictures, so that some may not be there.
+    """
     members: dict[str, list[int]] = {}
     for i, label in enumerate(label_files):
         members.setdefault(_folder(label), []).append(i)
     spelled = list(label_files)
     for folder, indices in members.items():
-        texts = {name for name in _names(folder) if name.lower().endswith(".txt")}
+        names = set(_names(folder))
+        wanted = {label_files[i].rpartition(os.sep)[2] for i in indices}
+        left = {name for name in names - wanted if name.lower().endswith(".txt")}
+        in_place = wanted <= names and left <= {"classes.txt"}  # nothing is misspelled and nothing left over
+        if in_place and not listed:
+            continue
         picture_folders = {_folder(files[i]) for i in indices}
         pictures = {name for pictures in picture_folders for name in _names(pictures)}
-        known, wanted = ({paths[i].rpartition(os.sep)[2] for i in indices} for paths in (files, label_files))
-        if wanted <= texts <= wanted | {"classes.txt"} and known <= pictures:
-            continue  # nothing is misspelled and nothing left over
+        if in_place and {files[i].rpartition(os.sep)[2] for i in indices} <= pictures:
+            continue
+        texts = left | (wanted & names)
         there: dict[str, list[str]] = {}  # names of label files by their stem in its composed form
         for name in sorted(texts):
             there.setdefault(_composed(name), []).append(name)
@@ -222,7 +236,8 @@ def _written_link(source: str) -> str | None:
 
 
 def _walk(folder: str, passed: list[Problem]) -> list[str]:
-    """Pictures below a folder. Links are followed, but no folder is entered twice; hidden files are passed over."""
+    """Normalised paths of the pictures below a folder. Links are followed, but no folder is entered twice; hidden
+    files are passed over."""
     found, seen, stack = [], set(), [folder]
     while stack:
         current = stack.pop()
@@ -236,6 +251,7 @@ def _walk(folder: str, passed: list[Problem]) -> list[str]:
         except OSError as error:
             passed.append(Problem(current, None, f"the folder cannot be read ({error.strerror})", "unreadable folder"))
             continue
+        start = os.path.normpath(os.path.join(current, "x"))[:-1]
         for entry in entries:
             if entry.name[0] == ".":
                 continue
@@ -247,7 +263,7 @@ def _walk(folder: str, passed: list[Problem]) -> list[str]:
             if is_folder:
                 stack.append(entry.path)
             elif is_picture_name(entry.name):
-                found.append(entry.path)
+                found.append(f"{start}{entry.name}")
             elif not is_companion(entry.name):
                 passed.append(other_kind(entry.path))
     return found

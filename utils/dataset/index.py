@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,9 @@ from utils.dataset.labels import Problem
 from utils.system.files import user_cache, whole_file, writable
 
 CACHE_VERSION = 2
+
+# ctime also notices a file that was replaced by one of the same size and mtime
+_size_and_times = attrgetter("st_size", "st_mtime_ns", "st_ctime_ns")
 
 ARRAYS = ("shapes", "objects", "object_offsets", "points", "point_offsets", "image_class")
 
@@ -140,15 +144,15 @@ def join(parts: Sequence[DatasetIndex]) -> DatasetIndex:
 
 def fingerprint(files: list[str], label_files: list[str], nc: int, cls_nc: int, single_cls: bool) -> str:
     """Hash of everything the scan depends on: names, sizes and times of all files, and the class counts."""
-    lines = [f"{CACHE_VERSION} {nc} {cls_nc} {single_cls} {cv2.__version__}\n"]
+    numbers: list[int | None] = []
     for name in (*files, *label_files):
         try:
-            s = os.stat(name)
-            # ctime also notices a file that was replaced by one of the same size and mtime
-            lines.append(f"{name} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}\n")
+            numbers += _size_and_times(os.stat(name))
         except OSError:
-            lines.append(f"{name} absent\n")
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+            numbers.append(None)
+    start = f"{CACHE_VERSION} {nc} {cls_nc} {single_cls} {cv2.__version__}"
+    text = "\0".join((start, *files, *label_files, str(numbers)))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def cache_files(sources: list, label_files: list[str]) -> list[Path]:
@@ -205,9 +209,9 @@ def load_cache(place: Path, key: str, files: list[str], label_files: list[str], 
             Problem(file, int(line) or None, reason, kind)
             for line, file, reason, kind in zip(lines, *texts, strict=True)
         ]
-        im_files = np.array(files, dtype=np.str_)[kept]
-        return DatasetIndex(
-            im_files, np.array(label_files, dtype=np.str_)[kept], **arrays, problems=problems, cls_nc=cls_nc
-        )
+        names = [np.array(paths, dtype=np.str_) for paths in (files, label_files)]
+        if len(kept) < len(files):
+            names = [paths[kept] for paths in names]
+        return DatasetIndex(*names, **arrays, problems=problems, cls_nc=cls_nc)
     except Exception:  # absent, or damaged in one of many ways: the cure is always to scan again
         return None
