@@ -35,12 +35,12 @@ def pareto_picture(groups: Groups) -> Figure:
     front = [means[name] for name in pareto_front(means)]
     if len(front) > 1:
         ax.step(*np.array(front).T, where="pre", color="black", lw=1, ls="--", label="front of the means")
-    for reference, key, line in (
-        (DETECTION_REFERENCE, "map50_95", ax.axhline),
-        (IMAGE_REFERENCE, "accuracy", ax.axvline),
+    for reference, key, line, style in (
+        (DETECTION_REFERENCE, "map50_95", ax.axhline, ":"),
+        (IMAGE_REFERENCE, "accuracy", ax.axvline, "-."),
     ):
         if values := column(groups.get(reference, []), key):
-            line(np.mean(values), color=GREY, ls=":", label=f"{reference} alone")
+            line(np.mean(values), color=GREY, ls=style, label=f"{reference}, mean")
     finish(ax, "Both tasks, every run", "mAP50-95", "image accuracy", empty="no strategy answers both")
     return fig
 
@@ -87,8 +87,11 @@ def _overlaid(groups: Groups, panels: Sequence[tuple[str, str, Callable[[dict], 
     return fig
 
 
-def training_curves(groups: Groups) -> Figure:
-    """Metrics and unweighted validation losses by epoch, means over the runs."""
+def training_curves(groups: Groups) -> Figure | None:
+    """Metrics and unweighted validation losses by epoch, means over the runs; None where the last alone was validated,
+    as with `--noval`."""
+    if all(sum(bool(epoch["val"]) for epoch in run.epochs) < 2 for runs in groups.values() for run in runs):
+        return None
     return _overlaid(
         groups,
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import math
 import shutil
@@ -24,6 +25,7 @@ import compare_joint
 import train_joint
 import val_joint
 from compare.disagreements import right_box
+from compare.figures import training_curves
 from compare.report import write_report
 from compare.results import (
     METRICS,
@@ -221,6 +223,14 @@ def test_the_report_has_what_was_measured_and_loads_nothing(data, tmp_path):
         rows = list(csv.DictReader(f))
     assert len(rows) == 8 and rows[0]["strategy"] == "gradnorm" and float(rows[0]["map50_95"]) == 0.2
     assert set(METRICS) <= set(rows[0]) and {r["accuracy"] for r in rows if r["strategy"] == "det-only"} == {""}
+
+
+def test_curves_are_drawn_where_there_is_more_than_their_last_epoch(data, tmp_path):
+    groups = by_strategy(fake_runs(data, tmp_path / "out", TABLE))
+    assert training_curves(groups) is not None
+    for run in itertools.chain(*groups.values()):  # as `--noval` leaves them
+        run.epochs[0] |= {"val": None, "metrics": None}
+    assert training_curves(groups) is None
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
