@@ -543,3 +543,14 @@ def test_gradients_of_joined_maps_reach_the_activations_in_whole_rows():
     assert all(grad.is_contiguous(memory_format=torch.channels_last) for grad in seen)
     for one, other in zip(*gradients.values(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_gradients_may_be_asked_for_in_batches_and_a_layer_be_scripted():
+    block = common.C3(16, 16, 1).to(memory_format=torch.channels_last)
+    y = block(torch.randn(2, 16, 6, 6).contiguous(memory_format=torch.channels_last))
+    p, rows = list(block.parameters()), torch.stack((torch.ones_like(y), y.detach()))
+    together = torch.autograd.grad(y, p, rows, is_grads_batched=True, retain_graph=True)
+    for i, row in enumerate(rows):
+        for both, one in zip(together, torch.autograd.grad(y, p, row, retain_graph=True), strict=True):
+            torch.testing.assert_close(both[i], one, rtol=1e-4, atol=1e-4)
+    assert "conv" in torch.jit.script(Conv(4, 8)).code

@@ -82,7 +82,7 @@ def test_processes_find_and_tell_what_threads_do(images, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["raise SystemExit", "import os; os.write(1, b'.')"])
+@pytest.mark.parametrize("first", ["raise SystemExit", "import os; os.write(1, b'.')", "print('This is no answer')"])
 def test_what_a_process_does_not_answer_is_done_here(images, monkeypatch, first):
     here = run(images, monkeypatch, processes=False)
     monkeypatch.setattr(pairs, "PROGRAM", f"{first}; {pairs.PROGRAM}")

@@ -192,12 +192,12 @@ def _as_spelled(files: list[str], label_files: list[str], passed: list[Problem],
             there.setdefault(_composed(name), []).append(name)
         for i in indices:
             label = os.path.basename(label_files[i])
-            if label not in texts and (names := there.get(_composed(label))):
-                spelled[i] = os.path.join(folder, names[0])
+            if label not in texts and (spellings := there.get(_composed(label))):
+                spelled[i] = os.path.join(folder, spellings[0])
         if folder not in picture_folders:
             reason = f"no picture of this name in {', '.join(sorted(picture_folders))}"
-            left = there.keys() - set(map(_composed, pictures)) - {"classes"}
-            for name in sorted(n for stem in left for n in there[stem]):
+            unclaimed = there.keys() - set(map(_composed, pictures)) - {"classes"}
+            for name in sorted(n for stem in unclaimed for n in there[stem]):
                 passed.append(Problem(os.path.join(folder, name), None, reason, "label without picture"))
     return spelled
 

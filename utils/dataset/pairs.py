@@ -30,6 +30,7 @@ from utils.system.paths import ROOT
 Check = Callable[[Sequence[str], Sequence[str], int | None, int], DatasetIndex]
 
 PROGRAM = "import sys; sys.path[:] = {path!r}; from utils.dataset.pairs import serve; serve()"
+MARK = b"\0answers\n"  # ends what else was written to a process's output, such as by an interpreter's start
 
 
 def check_pairs(files: Sequence[str], label_files: Sequence[str], nc: int | None, cls_nc: int) -> DatasetIndex:
@@ -88,6 +89,7 @@ def _check_pair(file: str, label_file: str, nc: int | None, cls_nc: int) -> tupl
 def checkers(processes: int) -> Iterator[Check]:
     """`check_pairs` for threads to call, by so many processes. What none of them can do the calling thread does."""
     started: list[subprocess.Popen] = []
+    answering: set[subprocess.Popen] = set()
     idle: SimpleQueue[subprocess.Popen | None] = SimpleQueue()
 
     def check(*chunk: Any) -> DatasetIndex:
@@ -96,11 +98,15 @@ def checkers(processes: int) -> Iterator[Check]:
             if process is not None:
                 pickle.dump(chunk, process.stdin)
                 process.stdin.flush()
+                if process not in answering:
+                    if not any(line.endswith(MARK) for line in process.stdout):
+                        raise EOFError
+                    answering.add(process)
                 index, notes = pickle.load(process.stdout)
                 for note in notes:
                     tell_once(*note)
                 return index
-        except Exception:  # it ended, or something else wrote to its output
+        except Exception:  # it ended
             process = None
         finally:
             idle.put(process)
@@ -120,7 +126,7 @@ def checkers(processes: int) -> Iterator[Check]:
 
 
 def _start() -> subprocess.Popen:
-    """A process that serves. Ctrl-C does not reach it: who started it ends it."""
+    """A process that serves until its input ends. Ctrl-C does not reach it."""
     if "python" not in Path(sys.executable or "").name.lower():
         raise OSError("a program that Python is built into")
     path = [str(ROOT), *sys.path]
@@ -132,8 +138,9 @@ def _start() -> subprocess.Popen:
 
 def serve() -> None:
     """Check what comes by the standard input until it ends; what there is to tell goes along with each answer."""
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else writes shall not be taken for an answer
+    answers.write(MARK)
     notes: dict[str, str] = {}
     pictures.tell_once = notes.setdefault
     warnings.simplefilter("ignore")

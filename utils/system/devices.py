@@ -83,7 +83,7 @@ def describe_device(device: torch.device) -> str:
 
 def use_machine(world_size: int = 1) -> int:
     """Let PyTorch compute on every core this process may use, shared among `world_size` processes, and keep the memory
-    that it frees; returns the number of threads.
+    that it frees, both for the life of the process; returns the number of threads.
 
     By itself PyTorch starts as many threads as the machine has cores, also where a container may use two of them. A
     machine of two cores is computed on with two threads (YOLOv5 leaves one idle). `OMP_NUM_THREADS` is respected.

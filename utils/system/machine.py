@@ -55,14 +55,16 @@ def available_memory() -> int | None:
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what is freed for what is allocated next; returns whether it does (glibc alone).
+    """Let the C library keep what is freed for what is allocated next, for the life of the process; returns whether it
+    was told so (glibc alone, and not where the environment sets its allocator up).
 
     A training step allocates and frees hundreds of megabytes of activations. By itself glibc gives the end of its heap
     back to the system whenever much of it is free, and the next step takes it again, page by page, each of which the
-    system has to find and to clear. The peak stays what it was.
+    system has to find and to clear.
     """
     trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-    if not sys.platform.startswith("linux"):
+    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if chosen or not sys.platform.startswith("linux"):
         return False
     with contextlib.suppress(OSError, AttributeError):  # a C library without mallopt
         mallopt = ctypes.CDLL(None).mallopt
