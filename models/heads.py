@@ -159,19 +159,12 @@ class ImageHead(nn.Module):
         maps = [x] if isinstance(x, Tensor) else x
         if self.training and self.gradient != 1:
             maps = [m.detach() + self.gradient * (m - m.detach()) if self.gradient else m.detach() for m in maps]
-        pooled = [v for m in maps for v in (m.mean((2, 3)), self._maxima(m))]
+        pooled = [v for m in maps for v in (m.mean((2, 3)), m.amax((2, 3)))]
         widths = [c for c in self.channels for _ in range(2)]  # fixed numbers, which a traced graph needs
         pooled = torch.cat([F.layer_norm(v.float(), (c,)) for v, c in zip(pooled, widths, strict=True)], 1)
         with torch.autocast(pooled.device.type, enabled=False):  # tiny, and its answer is a probability: no rounding
             y = self.hidden(pooled.to(self.hidden.weight.dtype))
             return self.logits(self.drop(self.act(self.norm(y)))).float()
-
-    def _maxima(self, m: Tensor) -> Tensor:
-        """The channels' maxima [B, c]. On a processor the gradient of `amax`, which equal pixels share, takes ten times
-        as long as that of a pooling layer, which goes to the first of them."""
-        if self.training and m.device.type == "cpu":
-            return F.adaptive_max_pool2d(m, 1).flatten(1)
-        return m.amax((2, 3))
 
 
 class CBAM(nn.Module):
