@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,15 @@ def weights(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def float32(monkeypatch) -> None:
+def float32() -> Iterator[None]:
     """Convolutions and products in whole float32, not in TF32, whose products have 10 bits."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [flag.allow_tf32 for flag in flags]
+    for flag in flags:
+        flag.allow_tf32 = False
+    yield
+    for flag, was in zip(flags, before, strict=True):
+        flag.allow_tf32 = was
 
 
 def train(data: Path, folder: Path, *options: str) -> Path:
@@ -92,21 +98,6 @@ def test_detection_writes_what_it_writes_on_the_processor(data, weights, tmp_pat
         )  # fmt: skip
         found[device] = {f.name: len(f.read_text().splitlines()) for f in (Path(folder) / "labels").glob("*.txt")}
     assert found[DEVICE] == found["cpu"] and found["cpu"]
-
-
-def test_a_batch_that_the_memory_does_not_hold_is_halved(weights, monkeypatch):
-    predictor = Predictor(load_model(weights, f"cuda:{DEVICE}"), batch=4, conf_thres=0.25, iou_thres=0.45, max_det=300)
-    ask = predictor._ask
-
-    def full(inputs):
-        if len(inputs) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return ask(inputs)
-
-    monkeypatch.setattr(predictor, "_ask", full)
-    pictures = [np.full((64, 64, 3), 40 * i, np.uint8) for i in range(5)]
-    found, probs = predictor(pictures, (64, 64))
-    assert len(found) == len(probs) == 5 and predictor.batch == 2
 
 
 def test_orthogonal_steps_in_bfloat16_level_the_singular_values():

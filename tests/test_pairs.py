@@ -16,8 +16,8 @@ from PIL import Image
 from utils.dataset import pairs, pictures, scan
 from utils.dataset.index import ARRAYS, DatasetIndex
 from utils.dataset.scan import scan_dataset
+from utils.system.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SCAN = """
 import sys
 sys.path.insert(0, {root!r})
