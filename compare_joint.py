@@ -4,8 +4,9 @@
         --seeds 3 --epochs 20 --folds 3 --group-regex '^(p\\d+)_' --img 320 --cache ram
 
 A strategy is `joint` (the defaults), `detach` (the image branch sends no gradient back), `dual` (two backbones),
-`det-only`, `cls-only`, a balancer with or without task weights (`uw`, `fixed:1,0.01`), or NAME='OPTIONS' with any
-options of train_joint.py for the joint network. Options that are not listed below go to every training.
+`det-only`, `cls-only`, `gradnorm-equal` (GradNorm as published; `gradnorm` is the default), a balancer with or without
+task weights (`uw`, `fixed:1,0.01`), or NAME='OPTIONS' with any options of train_joint.py for the joint network. Options
+that are not listed below go to every training.
 
 The same command again goes on: finished runs are kept, a cut one is resumed, failed ones are tried again.
 """
@@ -21,7 +22,10 @@ from pathlib import Path
 from utils.system.arguments import check_ranges, tell_ranges
 from utils.system.paths import ROOT
 
-STRATEGIES = ("joint", "fixed:1,1", "fixed:1,0.1", "fixed:1,0.01", "uw", "detach", "dual", "det-only", "cls-only")
+STRATEGIES = (
+    "joint", "gradnorm-equal", "fixed:1,1", "fixed:1,0.1", "fixed:1,0.01", "uw", "upgrad", "detach", "dual", "det-only",
+    "cls-only",
+)  # fmt: skip
 
 
 def parse_opt(args: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -54,7 +58,7 @@ from compare.report import write_report
 from compare.results import read_run
 from compare.runs import Job, parse_strategy, plan, run_all, run_on_ray
 from utils.dataset.config import DataConfig, ensure_data, load_data_config, pattern
-from utils.dataset.split import divide
+from utils.dataset.split import divide, is_fold_of
 from utils.system.command_line import one_sentence
 from utils.system.voice import say, warn
 
@@ -63,7 +67,7 @@ def data_yamls(data: DataConfig, opt: argparse.Namespace, out: Path) -> dict[str
     """Data yamls by the name that the report gives them: the data's own, or folds, which are made once.
 
     Raises:
-        ValueError: folds without groups, or other folds than those in `out`.
+        ValueError: folds without groups, or other folds, or of other pictures, than those in `out`.
     """
     if not opt.folds:
         return {"published": Path(data.yaml_file)}
@@ -73,8 +77,10 @@ def data_yamls(data: DataConfig, opt: argparse.Namespace, out: Path) -> dict[str
         say(*divide(data, [1 / opt.folds] * opt.folds, names, 0, folder)[1])
     files = {name: folder / f"{name}.yaml" for name in names}
     there = sorted(folder.glob("fold*.yaml"))
-    if there != sorted(files.values()) or load_data_config(there[0]).group != data.group:
-        raise ValueError(f"{folder} holds other folds than asked for now: choose another --out")
+    if there != sorted(files.values()) or not is_fold_of(load_data_config(there[0]), data):
+        raise ValueError(
+            f"{folder} holds other folds, or folds of other pictures, than asked for: choose another --out"
+        )
     return files
 
 
@@ -85,15 +91,21 @@ def main(opt: argparse.Namespace, budget: list[str]) -> int:
     ensure_data(data)
     data = dataclasses.replace(data, group=pattern(opt.group_regex, "--group-regex") or data.group)
     strategies = [parse_strategy(text) for text in opt.strategies]
+    if joint := [s.name for s in strategies if s.ending and not data.cls_nc]:
+        raise ValueError(f"{data.source}: has no image classes (cls_nc), which {', '.join(joint)} would learn")
     out = Path(opt.out or ROOT / "runs/compare" / Path(opt.data).stem).absolute()
     out.mkdir(parents=True, exist_ok=True)
     budget = [*budget, "--epochs", str(opt.epochs)]
     jobs = plan(strategies, range(opt.seeds), data_yamls(data, opt, out), opt.model, budget, out)
-    if opt.ray:
-        failed = run_on_ray(jobs, opt.ray, int(opt.device != "cpu" and torch.cuda.is_available()))
-    else:
-        failed = run_all(jobs, devices(opt.device))
-    return finish(jobs, failed, out)
+    try:
+        if opt.ray:
+            failed = run_on_ray(jobs, opt.ray, int(opt.device != "cpu" and torch.cuda.is_available()))
+        else:
+            failed = run_all(jobs, devices(opt.device))
+    except KeyboardInterrupt:  # what is finished may be read
+        finish(jobs, {}, out, data.group)
+        raise
+    return finish(jobs, failed, out, data.group)
 
 
 def devices(text: str) -> list[str]:
@@ -101,11 +113,16 @@ def devices(text: str) -> list[str]:
     return text.split(",") if text.replace(",", "").isdigit() else [text]
 
 
-def finish(jobs: list[Job], failed: dict[str, str], out: Path) -> int:
+def finish(jobs: list[Job], failed: dict[str, str], out: Path, group: str | None) -> int:
     """Write the report of what is finished."""
-    runs = [read_run(job) for job in jobs if job.finished]
+    runs = []
+    for job in jobs:
+        try:
+            runs += [read_run(job)] if job.finished else []
+        except (OSError, ValueError, LookupError, TypeError) as error:  # of this run's files alone
+            failed = failed | {job.name: f"its figures cannot be read ({error}); without {job.folder} it is run anew"}
     if runs:
-        write_report(runs, failed, out, ["python", "compare_joint.py", *sys.argv[1:]])
+        write_report(runs, failed, out, ["python", "compare_joint.py", *sys.argv[1:]], group)
         say(f"Written: {out / 'report.html'}, report.md, results.csv")
     for name, reason in failed.items():
         warn(f"failed: {name}: {reason}")

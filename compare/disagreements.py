@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,12 @@ class Answer:
 
 def read_answer(file: Path) -> Answer:
     """The answer in a label file of `val_joint.py --save-txt --save-conf`."""
-    rows = [line.split() for line in file.read_text().splitlines() if line.strip()]
-    boxes = [np.array(row, float) for row in rows if len(row) == 6 and float(row[5]) >= SURE]
-    hot = rows[-1] if rows and len(rows[-1]) != 6 else []
-    return Answer(boxes[0][:5] if boxes else None, hot.index("1") if "1" in hot else -1)
+    rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    hot = (
+        rows.pop() if rows and sorted(rows[-1]) == ["0"] * (len(rows[-1]) - 1) + ["1"] else []
+    )  # no box: one has sides
+    best = np.array(rows[0], float) if rows else None
+    return Answer(None if best is None or best[5] < SURE else best[:5], hot.index("1") if hot else -1)
 
 
 def right_box(box: np.ndarray | None, labels: np.ndarray) -> bool:
@@ -59,11 +62,16 @@ def find_disagreements(
 
     Args:
         runs: one of each strategy, of one fold and seed; a task that a run does not answer is left out.
-        index: the pictures that all validated on.
+        index: the pictures that all validated on. Those that share a stem are passed over: their answers' files have
+            other names.
     """
     found = []
-    for i, file in enumerate(map(str, index.im_files)):
-        place = Path("val", "labels", f"{Path(file).stem}.txt")
+    stems = [Path(str(file)).stem for file in index.im_files]
+    same = Counter(stem.casefold() for stem in stems)
+    for i, stem in enumerate(stems):
+        if same[stem.casefold()] > 1:
+            continue
+        place = Path("val", "labels", f"{stem}.txt")
         answers = {r: read_answer(r.job.folder / place) for r in runs if (r.job.folder / place).exists()}
         labels, view = index.labels(i), int(index.image_class[i])
         boxes = [right_box(a.box, labels) for r, a in answers.items() if r.figures["map50"] is not None]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from io import BytesIO
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from compare.results import DETECTION_REFERENCE, IMAGE_REFERENCE, Run, column, mean_sd, pareto_front
+from compare.results import DETECTION_REFERENCE, IMAGE_REFERENCE, Run, column, pareto_front
 from utils.results.figures import DPI, GREY, class_color, finish, safe_text, subplots
 
 Groups = dict[str, list[Run]]
+MOST_NUMBERED = 20  # classes of a confusion matrix whose cells have their numbers written in
 
 
 def png(fig: Figure) -> bytes:
@@ -61,14 +63,6 @@ def _entry(group: str, key: str) -> Callable[[dict], float | None]:
     return lambda epoch: (epoch.get(group) or {}).get(key)
 
 
-def _ratio(group: str) -> Callable[[dict], float | None]:
-    def value(epoch: dict) -> float | None:
-        both = epoch.get(group) or {}
-        return both["det"] / both["image"] if both.get("det") and both.get("image") else None
-
-    return value
-
-
 def _overlaid(groups: Groups, panels: Sequence[tuple[str, str, Callable[[dict], float | None], bool]]) -> Figure:
     """A panel for each (title, metric whose task must be on, value, logarithmic), a line for each strategy."""
     columns = 2
@@ -87,20 +81,21 @@ def _overlaid(groups: Groups, panels: Sequence[tuple[str, str, Callable[[dict], 
     return fig
 
 
-def training_curves(groups: Groups) -> Figure | None:
-    """Metrics and unweighted validation losses by epoch, means over the runs; None where the last alone was validated,
-    as with `--noval`."""
-    if all(sum(bool(epoch["val"]) for epoch in run.epochs) < 2 for runs in groups.values() for run in runs):
-        return None
-    return _overlaid(
-        groups,
-        [
-            ("mAP50-95", "map50_95", _entry("metrics", "map50_95"), False),
-            ("image accuracy", "accuracy", _entry("metrics", "image_accuracy"), False),
+def training_curves(groups: Groups) -> Figure:
+    """Metrics and unweighted losses by epoch, means over the runs; those of validation only where it was made more than
+    once, which `--noval` leaves out."""
+    panels = [
+        ("training loss, detection", "map50_95", _entry("train", "det"), True),
+        ("training loss, image", "accuracy", _entry("train", "image"), True),
+    ]
+    if any(sum(bool(epoch["val"]) for epoch in run.epochs) > 1 for runs in groups.values() for run in runs):
+        panels += [
             ("validation loss, detection", "map50_95", _entry("val", "det"), True),
             ("validation loss, image", "accuracy", _entry("val", "image"), True),
-        ],
-    )
+            ("mAP50-95", "map50_95", _entry("metrics", "map50_95"), False),
+            ("image accuracy", "accuracy", _entry("metrics", "image_accuracy"), False),
+        ]
+    return _overlaid(groups, panels)
 
 
 def balance_curves(groups: Groups) -> Figure:
@@ -108,8 +103,10 @@ def balance_curves(groups: Groups) -> Figure:
     return _overlaid(
         groups,
         [
-            ("task weights, detection : image", "", _ratio("task_weights"), True),
-            ("gradient norms (unweighted), detection : image", "", _ratio("grad_norms"), True),
+            ("task weight, detection", "map50_95", _entry("task_weights", "det"), True),
+            ("task weight, image", "accuracy", _entry("task_weights", "image"), True),
+            ("gradient norm (unweighted), detection", "", _entry("grad_norms", "det"), True),
+            ("gradient norm (unweighted), image", "", _entry("grad_norms", "image"), True),
             ("cosine of the task gradients", "", lambda epoch: epoch.get("grad_cosine"), False),
         ],
     )
@@ -130,21 +127,22 @@ def confusion_matrices(groups: Groups, task: str, names: Sequence[str]) -> Figur
         share = matrix / np.maximum(matrix.sum(0, keepdims=True), 1)
         ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
         labels = [*names, "nothing"][: len(matrix)]
-        ticks = {"ticks": range(len(labels)), "labels": [safe_text(n, 9) for n in labels], "fontsize": 7}
+        shown = labels if len(labels) <= 2 * MOST_NUMBERED else []
+        ticks = {"ticks": range(len(shown)), "labels": [safe_text(n, 9) for n in shown], "fontsize": 7}
         ax.set_xticks(**ticks, rotation=45)
         ax.set_yticks(**ticks)
-        for (i, j), value in np.ndenumerate(share):
-            if matrix[i, j]:
-                ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="w" if value > 0.5 else "k")
+        for i, j in np.argwhere(matrix) if len(matrix) <= MOST_NUMBERED else ():
+            value = share[i, j]
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="w" if value > 0.5 else "k")
         ax.set_title(safe_text(name), fontsize=9)
         ax.set_xlabel("true", fontsize=8)
         ax.set_ylabel("answered", fontsize=8)
     return fig
 
 
-def spread_text(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation, without the latter for a single run; "–" for none."""
-    if not values:
+def spread_text(found: tuple[float, float] | None, digits: int) -> str:
+    """Mean ± standard deviation, without the latter where it is unknown; "–" for none."""
+    if found is None:
         return "–"
-    mean, sd = mean_sd(values)
-    return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if len(values) > 1 else "")
+    mean, sd = found
+    return f"{mean:.{digits}f}" + ("" if math.isnan(sd) else f" ± {sd:.{digits}f}")

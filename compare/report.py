@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -18,13 +19,15 @@ from compare.results import (
     Run,
     best_strategy,
     by_strategy,
-    column,
     delta_m,
     paired_difference,
+    spread,
     write_csv,
 )
-from utils.dataset.config import load_data_config
+from utils.dataset.config import DataConfig, load_data_config
+from utils.dataset.index import DatasetIndex
 from utils.dataset.scan import scan_dataset
+from utils.dataset.split import find_groups, leaking_groups
 from utils.results.figures import save
 from utils.system import pages
 
@@ -32,21 +35,30 @@ MOST_PICTURES = 12
 EXPLANATION = (
     "Every strategy trained for the same number of epochs, from the same seeds, on the same pictures in one order. "
     "The network of the last epoch is validated, not the best one, which is chosen on these very pictures. "
-    "Cells are mean ± standard deviation over the runs. **Bold**: leads every other strategy by more than the "
-    "standard deviation of either."
+    "Cells are the mean over the runs ± the standard deviation between seeds (of one fold, pooled over the folds). "
+    "**Bold**: leads every other strategy by more than the standard deviation of the difference, over runs of one seed "
+    "and fold."
 )
 
 
-def write_report(runs: Sequence[Run], failed: Mapping[str, str], folder: Path, command: Sequence[str]) -> None:
+def write_report(
+    runs: Sequence[Run],
+    failed: Mapping[str, str],
+    folder: Path,
+    command: Sequence[str],
+    group: str | None = None,
+) -> None:
     """Write the report of the finished runs.
 
     Args:
         failed: why other runs failed, by their name.
         command: the words of the command line, repeated in the report.
+        group: pattern of the groups, to tell of those that stand on both sides; else that of the data yaml.
     """
     groups = by_strategy(runs)
-    data = load_data_config(runs[0].job.options[runs[0].job.options.index("--data") + 1])
+    data = _data(runs[0], group)
     write_csv(runs, folder / "results.csv")
+    summary = [_summary(runs), *_leak_lines(runs, group)]
     tables = [
         ("Results", *results_table(groups)),
         ("Differences to one task alone", *differences_table(groups)),
@@ -60,7 +72,7 @@ def write_report(runs: Sequence[Run], failed: Mapping[str, str], folder: Path, c
     }
     pictures = {name: fig for name, fig in pictures.items() if fig is not None}
     failures = [f"{name}: {reason}" for name, reason in failed.items()]
-    _write_markdown(folder, tables, pictures, failures, command, runs)
+    _write_markdown(folder, tables, pictures, failures, command, summary)
     drawn = _disagreements(runs)
     captions = {
         "pareto": "Detection against accuracy: small dots are runs, large ones means",
@@ -69,7 +81,7 @@ def write_report(runs: Sequence[Run], failed: Mapping[str, str], folder: Path, c
         "confusion_detection": "Confusion matrices of the boxes, all runs added up",
         "confusion_image": "Confusion matrices of the image classes, all runs added up",
     }
-    body = [f"<p>{_html(EXPLANATION)}</p>", f"<p class='dim'>{escape(_summary(runs))}</p>"]
+    body = [f"<p>{_html(EXPLANATION)}</p>", *(f"<p class='dim'>{escape(line)}</p>" for line in summary)]
     body += [f"<p class='bad'>Failed: {escape(text)}</p>" for text in failures]
     for title, header, rows, note in tables:
         body += [f"<h2>{escape(title)}</h2>", f"<p>{_html(note)}</p>" if note else "", _html(pages.table(header, rows))]
@@ -79,7 +91,8 @@ def write_report(runs: Sequence[Run], failed: Mapping[str, str], folder: Path, c
         body.append(f"<h2>Where the strategies disagree ({escape(_first(runs))})</h2>")
         body += [pages.figure(jpeg, caption, width=300) for jpeg, caption in drawn]
     body.append(f"<h2>Command</h2><p><code>{escape(shlex.join(command))}</code></p>")
-    (folder / "report.html").write_text(pages.page("What joining the tasks costs", *body), encoding="utf-8")
+    page = pages.page("What joining the tasks costs", *body)
+    (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def results_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[list[str]], str]:
@@ -88,7 +101,7 @@ def results_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[list
     header = ["strategy", "runs", *(m.title for m in METRICS.values()), "Δm / %"]
     rows = []
     for name, runs in groups.items():
-        cells = [spread_text(column(runs, key), m.digits) for key, m in METRICS.items()]
+        cells = [spread_text(spread(runs, key), m.digits) for key, m in METRICS.items()]
         cells = [f"**{cell}**" if best[key] == name else cell for key, cell in zip(METRICS, cells, strict=True)]
         change = delta_m(groups, name)
         rows.append([name, str(len(runs)), *cells, "–" if change is None else f"{change:+.1f}"])
@@ -101,7 +114,7 @@ def results_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[list
 
 def differences_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[list[str]], str]:
     """Header, rows and a note: differences to the single-task references over runs of one seed and fold."""
-    keys = ("map50", "map50_95", "f1", "accuracy", "balanced_accuracy", "macro_f1")
+    keys = [key for key, metric in METRICS.items() if metric.task]
     header = ["strategy", "pairs", *(METRICS[k].title for k in keys)]
     rows = []
     for name, runs in groups.items():
@@ -114,14 +127,16 @@ def differences_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[
                 continue
             mean, half, n = found
             pairs = max(pairs, n)
-            text = f"{mean:+.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+            digits = METRICS[key].digits
+            text = f"{mean:+.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
             cells.append(f"**{text}**" if abs(mean) > half else text)
         if pairs:
             rows.append([name, str(pairs), *cells])
     note = (
         f"Boxes against {DETECTION_REFERENCE}, image classes against {IMAGE_REFERENCE}, each run with the reference of "
-        "its own seed and fold. ±: half the 95 % interval (Student's t over the pairs). **Bold**: the interval leaves "
-        "out 0."
+        "its own seed and fold. ±: half the 95 % interval, Student's t over the folds (with one, over the seeds: it "
+        "then speaks of these validation pictures alone); none where there is one of each. **Bold**: the interval "
+        "leaves out 0."
     )
     return header, rows, note
 
@@ -140,15 +155,44 @@ def _first(runs: Sequence[Run]) -> str:
     return f"seed {runs[0].job.seed}, {runs[0].job.fold}"
 
 
+def _data(run: Run, group: str | None = None) -> DataConfig:
+    """The data that a run was validated on, with its classes as the run knew them."""
+    data = load_data_config(run.job.options[run.job.options.index("--data") + 1])
+    if "--single-cls" in run.job.options:
+        data = replace(data, nc=1, names={0: "item"})
+    return replace(data, group=group or data.group)
+
+
+def _scan(run: Run, data: DataConfig, split: str) -> DatasetIndex:
+    single = "--single-cls" in run.job.options
+    files = getattr(data, split)
+    return scan_dataset(files, data.nc, data.cls_nc, single_cls=single, root=data.path, prefix=split, verbose=False)
+
+
+def _leak_lines(runs: Sequence[Run], group: str | None) -> list[str]:
+    """A line for every fold in which groups are both trained on and validated on."""
+    lines = []
+    for run in {r.job.fold: r for r in runs}.values():
+        data = _data(run, group)
+        if data.group:
+            train, val = (_scan(run, data, split).im_files for split in ("train", "val"))
+            if leaks := leaking_groups(train, val, data.group):
+                count = len(set(find_groups([*train, *val], data.group)) - {""})
+                lines.append(
+                    f"{run.job.fold}: {len(leaks)} of {count} groups are both trained on and validated on, so these "
+                    "figures are too good; --folds keeps groups apart"
+                )
+    return lines
+
+
 def _disagreements(runs: Sequence[Run]) -> list[tuple[bytes, str]]:
     """Pictures of the first fold and seed on which the strategies disagree."""
     job = runs[0].job
     same = [r for r in runs if (r.job.fold, r.job.seed) == (job.fold, job.seed)]
     if len(same) < 2:
         return []
-    data = load_data_config(job.options[job.options.index("--data") + 1])
-    index = scan_dataset(data.val, data.nc, data.cls_nc, prefix="val", verbose=False)
-    return find_disagreements(same, index, data, MOST_PICTURES)
+    data = _data(runs[0])
+    return find_disagreements(same, _scan(runs[0], data, "val"), data, MOST_PICTURES)
 
 
 def _html(text: str) -> str:
@@ -157,8 +201,9 @@ def _html(text: str) -> str:
     return "".join(f"<b>{part}</b>" if i % 2 else part for i, part in enumerate(parts))
 
 
-def _write_markdown(folder: Path, tables, pictures, failures, command, runs: Sequence[Run]) -> None:
-    lines = ["# What joining the tasks costs", "", EXPLANATION, "", _summary(runs), ""]
+def _write_markdown(folder: Path, tables, pictures, failures, command, summary: Sequence[str]) -> None:
+    lines = ["# What joining the tasks costs", "", EXPLANATION, ""]
+    lines += [text for line in summary for text in (line, "")]
     lines += [f"* **Failed**: {text}" for text in failures] + [""] * bool(failures)
     for title, header, rows, note in tables:
         lines += [f"## {title}", "", note, "", _markdown_row(header), _markdown_row(["---"] * len(header))]
@@ -167,7 +212,7 @@ def _write_markdown(folder: Path, tables, pictures, failures, command, runs: Seq
         save(fig, folder / f"{name}.png")
         lines += [f"![{name}]({name}.png)", ""]
     lines += ["## Command", "", f"    {shlex.join(command)}", ""]
-    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from compare.runs import Job
+from utils.system.yamls import load_yaml
 
 DETECTION_REFERENCE, IMAGE_REFERENCE = "det-only", "cls-only"
 
@@ -43,7 +44,7 @@ METRICS = {
     "gflops": Metric("GFLOPs", 2, 0),
     "memory": Metric("peak memory / GB", 2, 0),
     "epoch_seconds": Metric("s an epoch", 1, 0),
-    "latency": Metric("latency / ms", 1, 0),
+    "latency": Metric("ms a picture, in batches", 1, 0),
 }
 
 
@@ -65,7 +66,7 @@ def read_run(job: Job) -> Run:
     """The figures of a finished run.
 
     Metrics are those of the last network in float32, losses those of the last epoch, unweighted. A task that was
-    switched off has none.
+    switched off (a 0 in --task-weights; aggregators reach a weight of 0 with the task on) has none.
     """
 
     def read(name: str) -> dict:
@@ -74,7 +75,7 @@ def read_run(job: Job) -> Run:
     results, size = read("val/metrics.json"), read("finished.json")
     epochs = read("training_history.json")["epochs"]
     detection, image, losses = results["detection"], results["image"] or {}, epochs[-1]["val"] or {}
-    weights = epochs[-1]["task_weights"]
+    weights = load_yaml(job.folder / "opt.yaml").get("task_weights") or ()
     figures = {key: detection[key] for key in ("map50", "map50_95", "precision", "recall", "f1")}
     figures |= {key: image.get(key) for key in ("accuracy", "balanced_accuracy", "macro_f1", "ece")}
     figures |= {
@@ -86,7 +87,7 @@ def read_run(job: Job) -> Run:
         "epoch_seconds": float(np.mean([e["seconds"] for e in epochs])),
         "latency": sum(results["speed_ms"][k] for k in ("preprocess", "inference", "nms")),
     }
-    off = {task for task in ("det", "image") if weights.get(task) == 0}
+    off = {task for task, weight in zip(("det", "image"), weights, strict=False) if weight == 0}
     figures = {k: None if METRICS[k].task in off else v for k, v in figures.items()}
     confusion = {"det": detection.get("confusion_matrix"), "image": image.get("confusion_matrix")}
     confusion = {k: np.array(v) for k, v in confusion.items() if v is not None and k not in off}
@@ -110,41 +111,76 @@ def column(runs: Iterable[Run], key: str) -> list[float]:
     return [float(r.figures[key]) for r in runs if r.figures[key] is not None]
 
 
+def spread(runs: Iterable[Run], key: str) -> tuple[float, float] | None:
+    """Mean over the runs, and the standard deviation between seeds of one fold, pooled over the folds; None without a
+    figure. What tells one fold's patients from another's is not in it. NaN where no fold has two seeds."""
+    folds: dict[str, list[float]] = {}
+    for r in runs:
+        if r.figures[key] is not None:
+            folds.setdefault(r.job.fold, []).append(float(r.figures[key]))
+    if not folds:
+        return None
+    values = np.concatenate(list(folds.values()))
+    centred = np.concatenate([np.array(v) - np.mean(v) for v in folds.values()])
+    free = len(values) - len(folds)
+    return float(values.mean()), math.sqrt(float((centred**2).sum()) / free) if free else math.nan
+
+
 def best_strategy(groups: dict[str, list[Run]], key: str) -> str | None:
-    """The best strategy of a metric, where its mean leads every other's by more than either's standard deviation."""
+    """The strategy that leads every other one by more than the standard deviation of the difference, over runs of one
+    seed and fold; None where there is no such one, or a rival with fewer than two such pairs."""
     better = METRICS[key].better
-    found = {name: mean_sd(values) for name, runs in groups.items() if len(values := column(runs, key)) > 1}
+    found = {name: np.mean(values) for name, runs in groups.items() if (values := column(runs, key))}
     if not better or len(found) < 2:
         return None
-    first = max(found, key=lambda name: better * found[name][0])
-    mean, sd = found[first]
-    clear = all(better * (mean - m) > max(sd, s) for name, (m, s) in found.items() if name != first)
-    return first if clear else None
+    first = max(found, key=lambda name: better * found[name])
+    for name in found.keys() - {first}:
+        lead = [better * d for ds in differences(groups[first], groups[name], key).values() for d in ds]
+        if len(lead) < 2 or not np.mean(lead) > np.std(lead, ddof=1):
+            return None
+    return first
+
+
+def differences(runs: Iterable[Run], reference: Iterable[Run], key: str) -> dict[str, list[float]]:
+    """Differences to the reference's run of the same seed and fold, by fold."""
+    of_reference = {(r.job.seed, r.job.fold): r.figures[key] for r in reference}
+    out: dict[str, list[float]] = {}
+    for r in runs:
+        other = of_reference.get((r.job.seed, r.job.fold))
+        if r.figures[key] is not None and other is not None:
+            out.setdefault(r.job.fold, []).append(float(r.figures[key] - other))
+    return out
 
 
 def paired_difference(runs: Sequence[Run], reference: Sequence[Run], key: str) -> tuple[float, float, int] | None:
-    """Mean difference to the reference over runs of one seed and fold, half the 95 % interval (Student's t over the
-    pairs; NaN for a single one), and the number of pairs; None without a pair."""
-    of_reference = {(r.job.seed, r.job.fold): r.figures[key] for r in reference}
-    pairs = [(r.figures[key], of_reference.get((r.job.seed, r.job.fold))) for r in runs]
-    differences = [a - b for a, b in pairs if a is not None and b is not None]
-    if not differences:
+    """Mean difference to the reference over runs of one seed and fold, half its 95 % interval, and the number of pairs;
+    None without a pair.
+
+    The interval is Student's t over the folds, whose seeds are averaged first: seeds of one fold share the pictures
+    that they are judged by, so they are no sample of other pictures. With one fold it is over the seeds, and speaks of
+    these pictures alone. NaN where there is a single one.
+    """
+    by_fold = differences(runs, reference, key)
+    if not by_fold:
         return None
-    mean, sd = mean_sd(differences)
-    n = len(differences)
-    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n) if n > 1 else math.nan
-    return mean, half, n
+    units = [float(np.mean(ds)) for ds in by_fold.values()] if len(by_fold) > 1 else next(iter(by_fold.values()))
+    mean, sd = mean_sd(units)
+    half = float(stats.t.ppf(0.975, len(units) - 1)) * sd / math.sqrt(len(units)) if len(units) > 1 else math.nan
+    return mean, half, sum(map(len, by_fold.values()))
 
 
 def delta_m(groups: dict[str, list[Run]], name: str) -> float | None:
     """Mean relative change against the single-task references, percent: mAP50-95 against detection alone, accuracy
-    against the image task alone (delta_m of Maninis et al., CVPR 2019, equation 3). None where one is missing."""
+    against the image task alone (delta_m of Maninis et al., CVPR 2019, equation 3), each over runs of one seed and
+    fold. None where one is missing."""
     changes = []
     for key, reference in (("map50_95", DETECTION_REFERENCE), ("accuracy", IMAGE_REFERENCE)):
-        ours, alone = column(groups.get(name, []), key), column(groups.get(reference, []), key)
-        if not ours or not alone or not np.mean(alone):
+        alone = {(r.job.seed, r.job.fold): r.figures[key] for r in groups.get(reference, [])}
+        pairs = [(r.figures[key], alone.get((r.job.seed, r.job.fold))) for r in groups.get(name, [])]
+        pairs = [pair for pair in pairs if None not in pair]
+        if not pairs or not (below := np.mean([b for _, b in pairs])):
             return None
-        changes.append(np.mean(ours) / np.mean(alone) - 1)
+        changes.append(np.mean([a for a, _ in pairs]) / below - 1)
     return 100 * float(np.mean(changes))
 
 

@@ -30,7 +30,12 @@ NAMED: dict[str, tuple[str, tuple[str, ...]]] = {
     "dual": ("_dual", ("--balancer", "fixed")),
     "det-only": ("", ()),
     "cls-only": ("_cls", ("--balancer", "fixed", "--task-weights", "0", "1")),
+    # as published; `gradnorm` has the default priorities of train_joint.py, and is `joint`
+    "gradnorm-equal": ("_cls", ("--balancer", "gradnorm", "--task-priorities", "1", "1")),
 }
+# Options of train_joint.py that a comparison sets itself: given to all trainings, or to those of one strategy, they
+# would make runs that are no comparison.
+OWN_OPTIONS = ("--data", "--seed", "--project", "--name", "--exist-ok", "--resume", "--evolve", "--device")
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,9 @@ class Strategy:
 def parse_strategy(text: str) -> Strategy:
     """A strategy from its words on the command line.
 
-    `joint` (the defaults), `detach`, `dual`, `det-only`, `cls-only`; a balancer, with task weights after a colon
-    (`fixed:1,0.1`); or `NAME=OPTIONS` for a joint network with any options of train_joint.py.
+    `joint` (the defaults), `detach`, `dual`, `det-only`, `cls-only`, `gradnorm-equal` (the published priorities); a
+    balancer, with task weights after a colon (`fixed:1,0.1`); or `NAME=OPTIONS` for a joint network with any options of
+    train_joint.py but those that a comparison sets itself.
 
     Raises:
         ValueError: none of these.
@@ -55,14 +61,27 @@ def parse_strategy(text: str) -> Strategy:
     if equals:
         if not name or "/" in name or ":" in name:
             raise ValueError(f"--strategies {text!r}: a name without / and : belongs before the =")
-        return Strategy(name, "_cls", tuple(shlex.split(options)))
+        words = tuple(shlex.split(options))
+        if name in NAMED and Strategy(name, "_cls", words) != Strategy(name, *NAMED[name]):
+            raise ValueError(f"--strategies {text!r}: {name} means something else; give it another name")
+        refuse_own_options(words, (*OWN_OPTIONS, "--epochs"), f"--strategies {text!r}")
+        return Strategy(name, "_cls", words)
     if text in NAMED:
         return Strategy(text, *NAMED[text])
     balancer, colon, weights = text.partition(":")
-    if balancer not in BALANCERS:
+    if balancer not in BALANCERS or bool(colon) != bool(weights):
         raise ValueError(f"--strategies {text!r} is none of {', '.join([*NAMED, *BALANCERS])}, and no NAME=OPTIONS")
     flags = ("--balancer", balancer)
     return Strategy(text, "_cls", (*flags, "--task-weights", *weights.split(",")) if colon else flags)
+
+
+def refuse_own_options(words: Sequence[str], own: Sequence[str], place: str) -> None:
+    """ValueError where one of the options `own`, or its beginning, stands among the words of a command line."""
+    for word in words:
+        flag = word.partition("=")[0]
+        for option in own:
+            if flag == option or (flag[:2] == "--" and len(flag) > 3 and option.startswith(flag)):
+                raise ValueError(f"{place}: {option} is the comparison's own, the same for every run")
 
 
 @dataclass(frozen=True)
@@ -110,15 +129,17 @@ def plan(
         budget: options of train_joint.py that hold for all.
 
     Raises:
-        ValueError: a run in `out` was made with other options; two strategies have one name.
+        ValueError: a run in `out` was made with other options; two strategies have one name; the budget holds what
+            must differ between runs.
     """
-    if len({s.name for s in strategies}) < len(strategies):
+    if len({_folder_name(s.name) for s in strategies}) < len(strategies):
         raise ValueError("--strategies: each may stand once")
+    refuse_own_options(budget, (*OWN_OPTIONS, "--cfg"), shlex.join(budget))
     jobs = []
     for seed in seeds:
         for fold, data in folds.items():
             for s in strategies:
-                folder = out / fold / f"{s.name.replace(':', '_').replace(',', '_')}_seed{seed}"
+                folder = out / fold / f"{_folder_name(s.name)}_seed{seed}"
                 options = ("--data", str(data), "--cfg", f"{model}{s.ending}.yaml", "--seed", str(seed), *budget)
                 jobs.append(Job(s, seed, fold, folder, (*options, *s.options)))
     for job in jobs:
@@ -126,6 +147,10 @@ def plan(
         if note.exists() and json.loads(note.read_text()) != list(job.options):
             raise ValueError(f"{note} holds other options than asked for now: choose another --out")
     return jobs
+
+
+def _folder_name(strategy: str) -> str:
+    return strategy.replace(":", "_").replace(",", "_")
 
 
 def perform(job: Job, device: str) -> str:
@@ -145,7 +170,7 @@ def perform(job: Job, device: str) -> str:
             command = [sys.executable, str(ROOT / script), *options, "--device", device]
             log.write(f"\n$ {shlex.join(command)}\n")
             log.flush()
-            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT).returncode == 0
+            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode == 0
 
         if cut:
             done = call("train_joint.py", "--resume", str(last))
@@ -157,11 +182,13 @@ def perform(job: Job, device: str) -> str:
             done = call("train_joint.py", *job.options, *place, "--noplots", "--patience", "0")
         log.flush()
         if not done:
-            return f"training failed ({last_line(job.log)}); see {job.log}"
+            anew = f"; without the folder {job.folder} it starts anew" if cut else ""
+            return f"training failed ({last_line(job.log)}); see {job.log}{anew}"
         opt = load_yaml(job.folder / "opt.yaml")
         batch = 2 * opt["batch_size"] if opt["batch_size"] > 0 else 32
         size = ("--imgsz", str(opt["imgsz"]), "--batch-size", str(batch))
-        what = ("--data", opt["data"], "--weights", str(last), "--workers", str(opt["workers"]))
+        what = ["--data", opt["data"], "--weights", str(last), "--workers", str(opt["workers"])]
+        what += ["--single-cls"] if opt["single_cls"] else []
         place = ("--project", str(job.folder), "--name", "val", "--exist-ok", "--save-txt", "--save-conf")
         if not call("val_joint.py", *what, *size, *place):
             return f"validation failed ({last_line(job.log)}); see {job.log}"
@@ -236,7 +263,9 @@ def run_on_ray(jobs: Sequence[Job], address: str, gpus: int, say: Callable[[str]
     if started:
         ray.init(None if address == "local" else address, runtime_env=environment, log_to_driver=False)
     try:
-        remote = ray.remote(num_gpus=gpus, max_retries=0)(perform)
+        # Without a GPU a run has the cores of a machine, as it would by itself: two on one would slow each other.
+        cores = min(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+        remote = ray.remote(num_gpus=gpus, num_cpus=1 if gpus else max(cores, 1), max_retries=0)(perform)
         # Ray shows a run its own GPUs alone, so that theirs begin at 0.
         device = ",".join(map(str, range(gpus))) or "cpu"
         waiting = {remote.remote(job, device): job for job in jobs}

@@ -24,7 +24,7 @@ from tiny_weights import save_cfg
 import compare_joint
 import train_joint
 import val_joint
-from compare.disagreements import right_box
+from compare.disagreements import find_disagreements, read_answer, right_box
 from compare.figures import training_curves
 from compare.report import write_report
 from compare.results import (
@@ -35,8 +35,12 @@ from compare.results import (
     paired_difference,
     pareto_front,
     read_run,
+    spread,
 )
 from compare.runs import parse_strategy, perform, plan, run_all, run_on_ray
+from utils.dataset.config import load_data_config
+from utils.dataset.scan import scan_dataset
+from utils.system.yamls import load_yaml, save_yaml
 
 ZERO = dict.fromkeys(("precision", "recall", "f1", "map50", "map50_95"), 0.0)
 TINY = ["--epochs", "2", "--img", "64", "--batch-size", "4", "--workers", "0", "--amp", "off", "--save-period", "1"]
@@ -52,6 +56,7 @@ TINY = ["--epochs", "2", "--img", "64", "--batch-size", "4", "--workers", "0", "
         ("fixed:1,0.1", "_cls", ("--balancer", "fixed", "--task-weights", "1", "0.1")),
         ("det-only", "", ()),
         ("dual", "_dual", ("--balancer", "fixed")),
+        ("gradnorm-equal", "_cls", ("--balancer", "gradnorm", "--task-priorities", "1", "1")),
         ("p2=--task-priorities 1 0.2", "_cls", ("--task-priorities", "1", "0.2")),
     ],
 )
@@ -60,10 +65,22 @@ def test_strategies(text, ending, options):
     assert (strategy.ending, strategy.options) == (ending, options)
 
 
-@pytest.mark.parametrize("text", ["gradnrom", "a/b=--x", "=--x", "fixd:1,2"])
+@pytest.mark.parametrize("text", ["gradnrom", "a/b=--x", "=--x", "fixd:1,2", "fixed:", "det-only=--balancer uw"])
 def test_no_such_strategy(text):
     with pytest.raises(ValueError, match="--strategies"):
         parse_strategy(text)
+
+
+@pytest.mark.parametrize("text", ["a=--seed 7", "a=--epochs=40", "a=--epoch 40", "a=--name b"])
+def test_a_strategy_leaves_the_budget_alone(text):
+    with pytest.raises(ValueError, match="the comparison's own"):
+        parse_strategy(text)
+
+
+@pytest.mark.parametrize("budget", [["--seed", "7"], ["--img", "64", "--cfg=yolov5s_cls.yaml"], ["--see", "7"]])
+def test_the_budget_leaves_the_strategies_alone(tmp_path, budget):
+    with pytest.raises(ValueError, match="the comparison's own"):
+        plan([parse_strategy("uw")], [0], {"d": tmp_path / "d.yaml"}, "yolov5n", budget, tmp_path)
 
 
 def test_runs_made_with_other_options_are_not_mixed_in(tmp_path):
@@ -78,26 +95,32 @@ def test_runs_made_with_other_options_are_not_mixed_in(tmp_path):
         jobs("3")
     with pytest.raises(ValueError, match="each may stand once"):
         plan([parse_strategy("uw")] * 2, [0], {}, "yolov5n", [], tmp_path)
+    with pytest.raises(ValueError, match="each may stand once"):  # one folder
+        plan([parse_strategy("fixed:1,2"), parse_strategy("fixed_1_2=--noval")], [0], {}, "yolov5n", [], tmp_path)
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
 
-def fake_runs(data: Path, folder: Path, table: dict[str, list[tuple[float | None, float | None]]]) -> list:
-    """Finished runs with these (mAP50-95, accuracy), a seed each, as trainings would leave them."""
+def fake_runs(
+    data: Path, folder: Path, table: dict[str, list[tuple[float | None, float | None]]], folds: tuple = ("published",)
+) -> list:
+    """Finished runs with these (mAP50-95, accuracy), as trainings would leave them: the folds of one seed, then those
+    of the next."""
     jobs = plan(
         [parse_strategy(name) for name in table],
-        range(max(map(len, table.values()))),
-        {"published": data},
+        range(-(-max(map(len, table.values())) // len(folds))),
+        dict.fromkeys(folds, data),
         "yolov5n",
         ["--epochs", "2"],
         folder,
     )
     runs = []
     for job in jobs:
-        if job.seed >= len(table[job.strategy.name]):
+        number = job.seed * len(folds) + folds.index(job.fold)
+        if number >= len(table[job.strategy.name]):
             continue
-        map50_95, accuracy = table[job.strategy.name][job.seed]
+        map50_95, accuracy = table[job.strategy.name][number]
         (job.folder / "val" / "labels").mkdir(parents=True)
         detection = ZERO | {"map50_95": map50_95 or 0.0, "confusion_matrix": [[1, 0, 0], [0, 1, 0], [2, 0, 0]]}
         image = {"accuracy": accuracy, "balanced_accuracy": accuracy, "macro_f1": accuracy, "ece": 0.1}
@@ -106,10 +129,13 @@ def fake_runs(data: Path, folder: Path, table: dict[str, list[tuple[float | None
         metrics = {"detection": detection, "image": image, "speed_ms": speed}
         (job.folder / "val" / "metrics.json").write_text(json.dumps(metrics))
         weights = {"det": 0.0 if map50_95 is None else 1.0} | ({} if accuracy is None else {"image": 1.0})
+        options = job.options[job.options.index("--task-weights") + 1 :] if "--task-weights" in job.options else ()
+        save_yaml(job.folder / "opt.yaml", {"task_weights": [float(w) for w in options[:2]] or None})
         norms = {"det": 2.0, "image": 1.0} if len(weights) == 2 else None
         epochs = [
             {
-                "epoch": e, "val": {"det": 0.1, "image": 0.5}, "task_weights": weights, "grad_norms": norms,
+                "epoch": e, "train": {"det": 0.2, "image": 0.6}, "val": {"det": 0.1, "image": 0.5},
+                "task_weights": weights, "grad_norms": norms,
                 "grad_cosine": 0.1, "metrics": {"map50_95": map50_95, "image_accuracy": accuracy},
                 "seconds": 2.0 + e, "peak_memory_gb": 1.0,
             }
@@ -148,6 +174,35 @@ def test_differences_and_delta_m_by_hand(data, tmp_path):
     assert math.isnan(paired_difference(groups["gradnorm"][:1], groups["det-only"], "map50_95")[1])
 
 
+def test_an_interval_on_folds_is_over_the_folds(data, tmp_path):
+    """Two seeds of three folds: seeds judge by the same pictures, so three differences count, not six."""
+    table = {
+        "joint": [(0.11, 0.9), (0.22, 0.9), (0.33, 0.9), (0.13, 0.9), (0.22, 0.9), (0.35, 0.9)],
+        "det-only": [(0.10, None), (0.20, None), (0.30, None)] * 2,
+    }
+    groups = by_strategy(fake_runs(data, tmp_path / "out", table, ("fold0", "fold1", "fold2")))
+    mean, half, n = paired_difference(groups["joint"], groups["det-only"], "map50_95")
+    assert (mean, n) == (pytest.approx((0.02 + 0.02 + 0.04) / 3), 6)
+    assert half == pytest.approx(4.3027 * np.std([0.02, 0.02, 0.04], ddof=1) / math.sqrt(3), rel=1e-4)
+    # the spread is that of the seeds: the folds differ by ten times as much
+    assert spread(groups["joint"], "map50_95") == pytest.approx((1.36 / 6, math.sqrt(4 * 0.01**2 / 3)))
+    assert best_strategy(groups, "map50_95") == "joint"  # leads in every pair, though the folds lie far apart
+    one = {name: runs[:3] for name, runs in groups.items()}
+    assert math.isnan(spread(one["joint"], "map50_95")[1])
+
+
+def test_what_some_runs_lack_is_compared_over_the_others(data, tmp_path):
+    table = {
+        "joint": [(0.30, 0.9), (0.10, 0.5)],
+        "uw": [(0.90, 0.9)],
+        "det-only": [(0.30, None)],
+        "cls-only": [(None, 0.9)],
+    }
+    groups = by_strategy(fake_runs(data, tmp_path / "out", table))
+    assert delta_m(groups, "joint") == pytest.approx(0)
+    assert best_strategy(groups, "map50_95") is None and best_strategy(groups, "accuracy") is None
+
+
 def test_the_best_is_marked_only_where_it_leads_by_more_than_the_spread(data, tmp_path):
     groups = by_strategy(fake_runs(data, tmp_path / "out", TABLE))
     assert best_strategy(groups, "map50_95") is None  # detach and det-only are within their spread
@@ -161,6 +216,11 @@ def test_a_task_that_is_off_has_no_figures(data, tmp_path):
     runs = {r.strategy: r.figures for r in fake_runs(data, tmp_path / "out", TABLE)}
     assert runs["cls-only"]["map50"] is None and runs["cls-only"]["loss_det"] is None
     assert runs["det-only"]["accuracy"] is None and runs["det-only"]["loss_image"] is None
+    (run,) = fake_runs(data, tmp_path / "mgda", {"mgda": [(0.2, 0.9)]})
+    history = json.loads((run.job.folder / "training_history.json").read_text())
+    history["epochs"][-1]["task_weights"]["det"] = 0.0  # as aggregators may leave it, with the task on
+    (run.job.folder / "training_history.json").write_text(json.dumps(history))
+    assert read_run(run.job).figures["map50_95"] == 0.2
     assert runs["gradnorm"]["latency"] == 6.0 and runs["gradnorm"]["epoch_seconds"] == 2.5
 
 
@@ -227,10 +287,38 @@ def test_the_report_has_what_was_measured_and_loads_nothing(data, tmp_path):
 
 def test_curves_are_drawn_where_there_is_more_than_their_last_epoch(data, tmp_path):
     groups = by_strategy(fake_runs(data, tmp_path / "out", TABLE))
-    assert training_curves(groups) is not None
+    titles = [ax.get_title() for ax in training_curves(groups).axes]
+    assert "training loss, image" in titles and "mAP50-95" in titles
     for run in itertools.chain(*groups.values()):  # as `--noval` leaves them
         run.epochs[0] |= {"val": None, "metrics": None}
-    assert training_curves(groups) is None
+    assert [ax.get_title() for ax in training_curves(groups).axes] == titles[:2]
+
+
+@pytest.mark.parametrize(
+    ("text", "box", "view"),
+    [
+        ("2 0.5 0.5 0.1 0.1 0.9\n2 0.1 0.5 0.1 0.1 0.8\n\n0 1 0\n", 2, 1),
+        ("2 0.5 0.5 0.1 0.1 0.1\n\n0 0 0 0 1 0\n", None, 4),  # an unsure box, six image classes
+        ("0 0 0 0 0 1\n", None, 5),
+        ("\n0 0 1\n", None, 2),
+        ("1 0.5 0.5 0.1 0.1 0.9\n", 1, -1),
+        ("", None, -1),
+    ],
+)
+def test_answers_are_read_back(tmp_path, text, box, view):
+    (tmp_path / "0.txt").write_text(text)
+    answer = read_answer(tmp_path / "0.txt")
+    assert answer.image_class == view
+    assert answer.box is None if box is None else answer.box[0] == box
+
+
+def test_pictures_of_one_stem_are_not_taken_for_each_other(data, tmp_path):
+    runs = fake_runs(data, tmp_path / "out", {name: TABLE[name][:1] for name in ("gradnorm", "detach")})
+    content = load_data_config(data)
+    index = scan_dataset(content.val, content.nc, content.cls_nc, verbose=False)
+    assert len(find_disagreements(runs, index, content, 99)) == 6
+    index.im_files = np.array([str(f).replace("/7.png", "/other/6.png") for f in index.im_files])
+    assert len(find_disagreements(runs, index, content, 99)) == 4
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -313,6 +401,12 @@ def test_the_command_on_folds(data, tiny, tmp_path, monkeypatch, here):
     assert "fold0, fold1" in (tmp_path / "o" / "report.md").read_text()
     with pytest.raises(ValueError, match="holds other folds"):
         compare_joint.main(*compare_joint.parse_opt([*args, "--folds", "3"]))
+    (data.parent / "train" / "images" / "1.png").unlink()
+    with pytest.raises(ValueError, match="folds of other pictures"):
+        compare_joint.main(*compare_joint.parse_opt(args))
+    save_yaml(data, load_yaml(data) | {"cls_nc": 0, "cls_names": []})
+    with pytest.raises(ValueError, match="has no image classes .* which joint, uw would learn"):
+        compare_joint.main(*compare_joint.parse_opt([*args, "--strategies", "joint", "det-only", "uw"]))
 
 
 @pytest.mark.slow

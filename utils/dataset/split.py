@@ -165,7 +165,7 @@ def write_folds(
 
     Paths in them are absolute, so that they serve from any folder.
     """
-    lines = np.array([listed_path(*pair) for pair in zip(index.im_files, index.label_files, strict=True)], np.str_)
+    lines = np.array(listed_paths(index), np.str_)
     folder.mkdir(parents=True, exist_ok=True)
     content = load_yaml(data.yaml_file) if data.yaml_file else {}
     for key in ("train", "val", "test", "download"):
@@ -186,6 +186,19 @@ def write_folds(
     return [write(name, {"train": parts != p, "val": parts == p}, more) for p, name in enumerate(names)]
 
 
+def is_fold_of(fold: DataConfig, data: DataConfig) -> bool:
+    """Whether a fold, read from its yaml, divides the training and validation pictures that these data have now."""
+    listed = [Path(f).read_text(encoding="utf-8").split("\n") for f in fold.train + fold.val]
+    return fold.group == data.group and sorted(line for lines in listed for line in lines if line) == sorted(
+        listed_paths(scan_dataset([*data.train, *data.val], data.nc, data.cls_nc, root=data.path, verbose=False))
+    )
+
+
+def listed_paths(index: DatasetIndex) -> list[str]:
+    """A line of a list file for every picture."""
+    return [listed_path(*pair) for pair in zip(index.im_files, index.label_files, strict=True)]
+
+
 def listed_path(picture: str, label: str) -> str:
     """Line of a list file that leads to this picture and this label.
 
@@ -200,4 +213,6 @@ def listed_path(picture: str, label: str) -> str:
         line = Path(*parts) / line.name
         if image_to_label_path(line) != str(Path(label).absolute()):
             raise ValueError(f"a list file cannot name {picture} with the label {label}: rename the folder of pictures")
+    if not str(line).isprintable():  # a list is lines of UTF-8 text
+        raise ValueError(f"a list file cannot name {str(line)!a}: rename it")
     return str(line)
