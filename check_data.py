@@ -61,7 +61,7 @@ from utils.system.yamls import load_yaml
 def inspect(data: DataConfig, opt: argparse.Namespace, folder: Path) -> Report:
     """Check every split that the data yaml names, print what was found and write it to `folder`."""
     indexes = {
-        split: scan_dataset(getattr(data, split), data.nc, data.cls_nc, prefix=split)
+        split: scan_dataset(getattr(data, split), data.nc, data.cls_nc, root=data.path, prefix=split)
         for split in SPLITS
         if getattr(data, split)
     }

@@ -17,9 +17,9 @@ from utils.autobatch import auto_batch_size
 from utils.balancing import build_balancer_from_args
 from utils.boxes import check_img_size
 from utils.dataloaders import create_dataloader
-from utils.dataset.config import DataConfig, ensure_data, load_data_config
+from utils.dataset.config import DataConfig, ensure_data, load_data_config, pattern
 from utils.dataset.scan import DatasetIndex, refuse_set, report_problems, scan_dataset, shared_pictures
-from utils.dataset.split import leaking_groups
+from utils.dataset.split import find_groups, leaking_groups
 from utils.system.devices import (
     World,
     amp_dtype,
@@ -139,6 +139,7 @@ def load_data(opt: Options, checkpoint: Checkpoint | None) -> DataConfig:
                 f"{today[0]} {today[1] or ''} now: put those back, or start a new run with --weights {checkpoint.file}"
             )
     ensure_data(data)
+    data = replace(data, group=pattern(opt.group_regex, "--group-regex") or data.group)
     if opt.single_cls:
         data = replace(data, nc=1, names={0: "item"} if len(data.names) != 1 else data.names)
     return data
@@ -155,6 +156,18 @@ def scan_split(run: Run, split: str) -> DatasetIndex:
     return index
 
 
+def warn_of_leaks(train: DatasetIndex, val: DatasetIndex, group: str) -> None:
+    """Tell of groups that are trained on and validated on, and of a pattern that finds none."""
+    if not (find_groups(train.im_files, group) != "").any():
+        warn(f"the group {group!r} is found in no training picture's name, such as {train.im_files[0]}")
+    if leaks := leaking_groups(train.im_files, val.im_files, group):
+        some = ", ".join(leaks[:3]) + " …" * (len(leaks) > 3)
+        warn(
+            f"{len(leaks)} groups ({some}) are in train and in val, so the metrics flatter the model; "
+            "check_data.py --folds or --split keeps them apart"
+        )
+
+
 def build_loaders(run: Run, model: Model) -> tuple:
     """This process's batches to train on and to validate on."""
     opt, world = run.opt, run.world
@@ -163,13 +176,7 @@ def build_loaders(run: Run, model: Model) -> tuple:
     if same := shared_pictures(train_index, val_index):
         warn(f"{same} validation pictures are also training pictures, so the metrics flatter the model")
     if run.data.group:
-        leaks = leaking_groups(train_index.im_files, val_index.im_files, run.data.group)
-        if leaks:
-            some = ", ".join(leaks[:3]) + " …" * (len(leaks) > 3)
-            warn(
-                f"{len(leaks)} groups ({some}) are in train and in val, so the metrics flatter the model; "
-                "check_data.py --folds or --split keeps them apart"
-            )
+        warn_of_leaks(train_index, val_index, run.data.group)
     batch_size, stride = run.batch_size // world.size, model.multiple
     loader, _ = create_dataloader(
         train_index, run.imgsz, batch_size, hyp=run.hyp, stride=stride, augment=True, rect=run.rect, cache=opt.cache,

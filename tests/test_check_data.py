@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import check_data
-from utils.dataset.checks import KINDS, near_pairs
+from utils.dataset.checks import KINDS, NearSets, near_pairs
 from utils.system.paths import ROOT
-from utils.system.yamls import save_yaml
+from utils.system.yamls import load_yaml, save_yaml
 
 PATIENT, CLIP = r"^(p\d+)_", r"^(p\d+_c\d+)_"
 
@@ -104,7 +104,10 @@ def test_every_planted_fault_is_found_once(tmp_path, capsys):
     assert found["clip classes"] == ["p5_c1"]
     assert found["box size"] == ["p6_c1_f1.png"]
     assert found["near, splits"] == ["p3_c1_f7.png"]
-    assert sorted(found["near, groups"]) == ["p3 and p9", "p3 and p9"]
+    assert found["near, groups"] == ["p3 and p9"]  # one set: p9's picture is near two of p3's
+    assert found["near"] == ["p3_c1_f8.png"]  # and p9's, in val
+    assert report["groups"]["p3"] == {"train": 1, "val": 2} and report["groups"]["p0"] == {"train": 3, "val": 0}
+    assert report["counts"]["groups in train"] == 7 and report["counts"]["groups in val"] == 3
     assert report["counts"]["groups of pixel-identical pictures"] == 2
     printed = capsys.readouterr().out
     assert all(about.title in printed for about in KINDS.values())
@@ -136,7 +139,70 @@ def test_exit_codes_of_the_command(tmp_path, monkeypatch):
 def test_near_pairs_are_exact(seed, bits, rows):
     hashes = np.random.default_rng(seed).random((9, 24)) < 0.5
     want = [(i, j, int((hashes[i] != hashes[j]).sum())) for i in range(9) for j in range(i + 1, 9)]
-    assert sorted(near_pairs(hashes, bits, rows)) == [pair for pair in want if pair[2] <= bits]
+    found = np.concatenate(list(near_pairs(hashes, bits, rows)))
+    assert sorted(map(tuple, found.tolist())) == [pair for pair in want if pair[2] <= bits]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_near_sets_are_those_of_a_walk_from_picture_to_picture(seed, parts):
+    pairs = np.random.default_rng(seed).integers(0, 14, (9, 3))
+    sets = NearSets(14)
+    for part in np.array_split(pairs, parts):
+        sets.add(part)
+    want, todo = [], set(pairs[:, :2].ravel().tolist())
+    while todo:
+        walk, reached = [todo.pop()], set()
+        while walk:
+            reached.add(at := walk.pop())
+            walk += [int(a + b - at) for a, b in pairs[:, :2] if at in (a, b) and int(a + b - at) not in reached]
+        want.append((sorted(reached), min(bits for a, _, bits in pairs.tolist() if a in reached)))
+        todo -= reached
+    assert sorted((chosen.tolist(), bits) for chosen, bits in sets.found()) == sorted(want)
+
+
+def test_a_thousand_like_frames_are_one_set():
+    hashes = np.tile(np.random.default_rng(0).random(256) < 0.5, (1000, 1))
+    hashes[-1] ^= True
+    sets = NearSets(1000)
+    for pairs in near_pairs(hashes, rows=64):
+        sets.add(pairs)
+    ((chosen, bits),) = sets.found()
+    assert chosen.tolist() == list(range(999)) and bits == 0
+
+
+def test_pictures_of_one_colour_are_not_near_each_other(tmp_path):
+    data = make_set(tmp_path / "set", faults=False)
+    for p, colour in ((0, 10), (1, 200), (2, 90)):
+        cv2.imwrite(str(tmp_path / f"set/train/images/p{p}_c1_f0.png"), np.full((96, 96, 3), colour, np.uint8))
+    assert run(data, tmp_path / "out")[1]["findings"] == []
+
+
+def test_a_pattern_that_finds_nothing_is_no_pass(tmp_path):
+    data = make_set(tmp_path / "set", faults=False)
+    with pytest.raises(ValueError, match=r"'\^zzz' finds nothing in the name of any picture, such as .*p0_c1_f0"):
+        run(data, tmp_path / "out", "--group-regex", "^zzz")
+    code, report = run(data, tmp_path / "out", "--clip-regex", r"^(p[0-3]_c\d+)_")
+    assert code == 1
+    (finding,) = report["findings"]
+    assert (finding["kind"], finding["note"]) == ("no group", "1 pictures without a clip")
+
+
+def test_a_class_may_be_called_what_the_table_says_itself(tmp_path):
+    data = make_set(tmp_path / "set", faults=True)
+    save_yaml(data, load_yaml(data) | {"names": ["no object", "b"], "cls_names": ["unknown", "v"]})
+    _, report = run(data, tmp_path / "out")
+    cells = report["classes"]["train"]["no object (0)"]
+    assert cells == {"unknown (0)": 8, "v": 7, "unknown (-1)": 1} and "no object (-1)" in report["classes"]["train"]
+
+
+def test_list_files_count_from_the_root_of_the_data(tmp_path):
+    data = make_set(tmp_path / "set", faults=False)
+    (tmp_path / "set" / "lists").mkdir()
+    lines = "".join(f"train/images/p{p}_c1_f0.png\n" for p in range(3))
+    (tmp_path / "set" / "lists" / "some.txt").write_text(lines)
+    save_yaml(data, load_yaml(data) | {"train": "lists/some.txt"})
+    assert run(data, tmp_path / "out")[1]["counts"]["pictures in train"] == 3
 
 
 @pytest.mark.slow
@@ -162,11 +228,11 @@ def test_the_real_set_against_another_count(shared, tmp_path):
     counts = report["counts"]
     assert counts["pictures in train"] + counts["pictures in val"] == len(files) == 1225
     assert counts["groups"] == len(patients) == 54
-    assert counts["clips"] == len(clips)
-    assert counts["group leak"] == sum(len(s) > 1 for s in patients.values()) > 30
-    assert counts["clip leak"] == sum(len(s) > 1 for s in clips.values())
-    assert counts["clip classes"] == sum(len(v) > 1 for v in views.values()) > 0
-    assert counts["groups of pixel-identical pictures"] == len(same) > 0
-    assert counts["same picture, splits"] == sum(len(set(s)) > 1 for s in same)
+    assert counts["clips"] == len(clips) == 142
+    assert counts["group leak"] == sum(len(s) > 1 for s in patients.values()) == 33
+    assert counts["clip leak"] == sum(len(s) > 1 for s in clips.values()) == 77
+    assert counts["clip classes"] == sum(len(v) > 1 for v in views.values()) == 32
+    assert counts["groups of pixel-identical pictures"] == len(same) == 30
+    assert counts["same picture, splits"] == sum(len(set(s)) > 1 for s in same) == 6
     assert counts["row"] == 2  # two published labels have no image row
     assert counts["near, groups"] == 0

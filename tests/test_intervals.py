@@ -66,6 +66,20 @@ def test_what_is_perfect_in_every_group_has_no_width():
     assert out["image"] is None and out["few"] == {}
 
 
+def test_without_a_labelled_box_there_is_no_interval():
+    metrics = DetectionMetrics(NAMES)
+    for _ in range(12):
+        metrics.update(torch.tensor([[10.0, 10, 30, 30, 0.9, 0]]), torch.zeros(0, 5))
+    assert group_intervals(metrics, [str(i) for i in range(12)], 20)["detection"]["map50"] is None
+
+
+def test_an_object_and_a_view_of_one_name_are_both_told():
+    classes = [1] * 3 + [0] * 9
+    image = ({0: "u", 1: "b"}, np.array([1] * 4 + [0] * 8), np.zeros(12, int))
+    out = group_intervals(collected([True] * 12, classes), [str(i) for i in range(12)], 20, image)
+    assert out["few"] == {"b": 3, "b (image class)": 4}
+
+
 def test_a_class_in_few_groups_has_none_and_neither_has_the_mean():
     """Class b stands in four groups of ten, however many pictures they have."""
     classes = [0] * 6 + [1] * 40

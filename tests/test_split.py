@@ -145,7 +145,7 @@ def test_list_files_keep_the_labels_of_a_written_link(tmp_path, make_picture, ca
         assert not patients[0] & patients[1] and len(patients[0] | patients[1]) == 8
         seen += list(sides[1].im_files)
     assert sorted(seen) == sorted(want)  # every picture is validated once
-    assert "fewer than 5 groups" in capsys.readouterr().out
+    assert "fewer than 5 groups in fold0, fold1: no interval there" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -177,6 +177,14 @@ def test_what_cannot_be_done_is_said(tmp_path, make_picture, args, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_that_no_list_can_hold_is_told(tmp_path, make_picture):
+    data = linked_set(tmp_path, make_picture)
+    make_picture(tmp_path / "elsewhere" / "images" / "p09_c01_f\n99.png")
+    with pytest.raises(ValueError, match="a list file cannot name .*99.png': rename it"):
+        command_line("--data", data, "--out", tmp_path / "out", "--folds", 2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_group_in_the_yaml_must_be_an_expression():
     content = {"train": "a", "names": ["x"], "group": "(p"}
     with pytest.raises(ValueError, match=r"group: '\(p' is no regular expression"):
@@ -191,3 +199,8 @@ def test_training_warns_where_groups_leak(tmp_path, capsys):
     options = {"cfg": "yolov5n.yaml", "epochs": 1, "imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu"}
     train_joint.run(data=str(yaml), project=str(tmp_path), noplots=True, **options)
     assert "WARNING: 4 groups (0, 1, 2 …) are in train and in val" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--group-regex: '[(]' is no regular expression"):
+        train_joint.run(data=str(yaml), project=str(tmp_path), group_regex="(", **options)
+    train_joint.run(data=str(yaml), project=str(tmp_path), noplots=True, group_regex="^q", **options)
+    said = capsys.readouterr().out
+    assert "the group '^q' is found in no training picture's name" in said and "are in train and in val" not in said

@@ -13,6 +13,7 @@ from utils.dataset.files import is_picture_name
 from utils.dataset.pictures import read_picture
 from utils.system.pages import figure, page, table
 
+MOST_GROUPS = 200
 MOST_FINDINGS, MOST_PICTURES = 20, 4  # shown of a kind, and of a finding; findings.csv has all
 THUMBNAIL = 160  # pixels
 
@@ -32,6 +33,12 @@ def report_page(report: Report, title: str, boxes: dict[str, np.ndarray]) -> str
         views = list(next(iter(rows.values())))
         parts.append(f"<h2>{escape(split)}: pictures by object and image class</h2>")
         parts.append(table(("", *views), [(name, *cells.values()) for name, cells in rows.items()]))
+    if report.groups:
+        splits = list(next(iter(report.groups.values())))
+        rows = [(name, *(count or "" for count in counts.values())) for name, counts in report.groups.items()]
+        parts += ["<h2>Groups: pictures by split</h2>", table(("", *splits), rows[:MOST_GROUPS])]
+        if len(rows) > MOST_GROUPS:
+            parts.append(f'<p class="dim">… and {len(rows) - MOST_GROUPS} more in report.json</p>')
     for kind, about in KINDS.items():
         found = report.of(kind)
         if found:

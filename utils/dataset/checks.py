@@ -6,19 +6,22 @@ import csv
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from utils.dataset.config import DataConfig
 from utils.dataset.pictures import read_picture
 from utils.dataset.scan import DatasetIndex
 from utils.dataset.split import find_groups
+from utils.metrics import unique_keys
 from utils.system.machine import core_count
 
 HASH_SIDE = 16  # bits of a row and of a column; the usual 8 cannot tell the fans of two ultrasound clips apart
@@ -37,13 +40,15 @@ class Kind:
 KINDS = {
     "unreadable": Kind("Files that cannot be used", True),
     "row": Kind("Label rows that are left out or missing", True),
+    "no group": Kind("Pictures in whose name the pattern of the groups or of the clips finds nothing", True),
     "group leak": Kind("Groups in more than one split", True),
     "clip leak": Kind("Clips in more than one split", True),
     "same picture, splits": Kind("Pictures that stand pixel for pixel in more than one split", True),
     "clip classes": Kind("Clips whose frames disagree about the image class", True),
     "same picture": Kind("Pictures that stand more than once in one split, pixel for pixel", False),
-    "near, splits": Kind("Near duplicates across splits", False),
-    "near, groups": Kind("Near duplicates in different groups: one patient under two names?", False),
+    "near, splits": Kind("Sets of near duplicates across splits", False),
+    "near, groups": Kind("Sets of near duplicates in different groups: one patient under two names?", False),
+    "near": Kind("Sets of near duplicates in one split", False),
     "box size": Kind("Boxes of a size that the network cannot answer", False),
     "note": Kind("Pictures without a label file, image rows without cls_nc", False),
 }
@@ -76,11 +81,12 @@ class Finding:
 
 @dataclass
 class Report:
-    """All findings, counts for a first look, and pictures by object and image class."""
+    """All findings, counts for a first look, and pictures by object and image class and by group."""
 
     findings: list[Finding] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     classes: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)  # split, object class, image class
+    groups: dict[str, dict[str, int]] = field(default_factory=dict)  # group, split: pictures
 
     def of(self, kind: str) -> list[Finding]:
         return [f for f in self.findings if f.kind == kind]
@@ -121,6 +127,9 @@ def check(
         clip_regex: pattern of the clips, of which each should be in one split and of one image class.
         anchors: [n, 2] in pixels at `imgsz`; None leaves the box sizes unchecked.
         anchor_t: the hyperparameter: a box needs an anchor whose sides differ by a smaller factor.
+
+    Raises:
+        ValueError: a pattern finds nothing in any picture's name.
     """
     files = [str(f) for index in indexes.values() for f in index.im_files]
     names = [data.group, clip_regex]
@@ -130,9 +139,13 @@ def check(
         np.concatenate([index.image_class for index in indexes.values()]),
         *(find_groups(files, regex) if regex else None for regex in names),
     )
+    for regex, keys in zip(names, (table.groups, table.clips), strict=True):
+        if keys is not None and not (keys != "").any():
+            raise ValueError(f"{regex!r} finds nothing in the name of any picture, such as {files[0]}")
     pixels, hashes = fingerprints(files)
     report = Report()
     report.findings += [f for split, index in indexes.items() for f in _problems(split, index)]
+    report.findings += _without_key(table)
     report.findings += _leaks(table)
     report.findings += _same_pictures(table, pixels)
     report.findings += _near_pictures(table, pixels, hashes)
@@ -144,9 +157,13 @@ def check(
     for word, keys in (("groups", table.groups), ("clips", table.clips)):
         if keys is not None:
             report.counts |= {word: len(set(keys) - {""}), f"pictures without {word[:-1]}": int((keys == "").sum())}
+            report.counts |= {f"{word} in {s}": len(set(keys[table.split == s]) - {""}) for s in indexes}
     report.counts["groups of pixel-identical pictures"] = kinds["same picture"] + kinds["same picture, splits"]
     report.counts |= {kind: kinds[kind] for kind in KINDS}
     report.classes = {split: _class_table(index, data) for split, index in indexes.items()}
+    for name, chosen in sorted(_members(table.groups.tolist() if table.groups is not None else []).items()):
+        counts = Counter(table.split[chosen].tolist())
+        report.groups[name] = {split: counts[split] for split in indexes}
     return report
 
 
@@ -170,13 +187,35 @@ def fingerprints(files: Sequence[str]) -> tuple[list[bytes], np.ndarray]:
     return [digest for digest, _ in found], np.array([bits for _, bits in found], bool).reshape(len(files), -1)
 
 
-def near_pairs(hashes: np.ndarray, bits: int = NEAR_BITS, rows: int = 1024) -> Iterable[tuple[int, int, int]]:
-    """Pairs i < j of hashes [n, b] that differ in at most `bits` bits, and in how many. Exact, `rows` at a time."""
+def near_pairs(hashes: np.ndarray, bits: int = NEAR_BITS, rows: int = 1024) -> Iterator[np.ndarray]:
+    """Pairs of hashes [n, b] that differ in at most `bits` bits, int [k, 3]: i < j and in how many. Exact; a part for
+    every `rows` of i."""
     signs = hashes.astype(np.float32) * 2 - 1
     for start in range(0, len(signs), rows):
         apart = (hashes.shape[1] - signs[start : start + rows] @ signs[start:].T) / 2
-        for a, b in np.argwhere(np.triu(apart <= bits, 1)).tolist():
-            yield start + a, start + b, int(apart[a, b])
+        pairs = np.argwhere(np.triu(apart <= bits, 1))
+        yield np.column_stack((pairs + start, apart[tuple(pairs.T)].astype(np.int64)))
+
+
+class NearSets:
+    """Sets of pictures that near pairs connect, built part by part: a thousand like frames are half a million pairs."""
+
+    def __init__(self, count: int):
+        self._label = np.arange(count)
+        self._least = np.full(count, np.iinfo(np.int64).max)
+
+    def add(self, pairs: np.ndarray) -> None:
+        """Connect pairs [k, 3], see `near_pairs`."""
+        np.minimum.at(self._least, pairs[:, :2].ravel(), np.repeat(pairs[:, 2], 2))
+        ends = np.unique(self._label[pairs[:, :2]], axis=0)
+        links = coo_array((np.ones(len(ends)), tuple(ends.T)), shape=(len(self._label),) * 2)
+        self._label = connected_components(links, directed=False)[1][self._label]
+
+    def found(self) -> list[tuple[np.ndarray, int]]:
+        """The pictures of each set, and the fewest bits in which two of them differ."""
+        near = np.flatnonzero(self._least < np.iinfo(np.int64).max)
+        sets = [near[chosen] for chosen in _members(self._label[near].tolist()).values()]
+        return [(chosen, int(self._least[chosen].min())) for chosen in sets]
 
 
 def _problems(split: str, index: DatasetIndex) -> Iterable[Finding]:
@@ -190,6 +229,13 @@ def _members(keys: Iterable) -> dict:
     for i, key in enumerate(keys):
         out[key].append(i)
     return {key: np.array(chosen) for key, chosen in out.items() if key != ""}
+
+
+def _without_key(table: _Pictures) -> Iterable[Finding]:
+    for word, keys in (("group", table.groups), ("clip", table.clips)):
+        if keys is not None and (chosen := np.flatnonzero(keys == "")).size:
+            splits, files = table.where(chosen)
+            yield Finding("no group", Path(files[0]).name, splits, files, f"{len(files)} pictures without a {word}")
 
 
 def _leaks(table: _Pictures) -> Iterable[Finding]:
@@ -211,16 +257,25 @@ def _same_pictures(table: _Pictures, pixels: list[bytes]) -> Iterable[Finding]:
 
 
 def _near_pictures(table: _Pictures, pixels: list[bytes], hashes: np.ndarray) -> Iterable[Finding]:
-    for i, j, bits in sorted(near_pairs(hashes), key=lambda pair: pair[2]):
-        if pixels[i] == pixels[j]:
-            continue
-        pair = np.array([i, j])
-        splits, files = table.where(pair)
-        note = f"{bits} of {hashes.shape[1]} bits differ"
-        if len(splits) > 1:
-            yield Finding("near, splits", Path(files[0]).name, splits, files, note)
-        if table.groups is not None and table.groups[i] != table.groups[j]:
-            yield Finding("near, groups", " and ".join(table.groups[pair]), splits, files, note)
+    split, pixel = (np.unique(column, return_inverse=True)[1] for column in (table.split, np.array(pixels)))
+    group = np.zeros(len(split), int)
+    if table.groups is not None:
+        group = np.where(table.groups == "", -1, np.unique(table.groups, return_inverse=True)[1])
+    pattern = hashes.any(1)  # a picture of one colour has none to compare
+    sets = {kind: NearSets(len(split)) for kind in ("near, splits", "near, groups", "near")}
+    for pairs in near_pairs(hashes):
+        i, j = pairs[:, 0], pairs[:, 1]
+        wanted = (pixel[i] != pixel[j]) & pattern[i] & pattern[j]
+        sets["near, splits"].add(pairs[wanted & (split[i] != split[j])])
+        sets["near, groups"].add(pairs[wanted & (group[i] != group[j]) & (group[i] >= 0) & (group[j] >= 0)])
+        sets["near"].add(pairs[wanted & (split[i] == split[j])])
+    for kind, found in sets.items():
+        for chosen, bits in found.found():
+            splits, files = table.where(chosen)
+            name = Path(files[0]).name
+            if kind == "near, groups":
+                name = " and ".join(sorted(set(table.groups[chosen])))
+            yield Finding(kind, name, splits, files, f"{len(files)} files; {bits} of {hashes.shape[1]} bits differ")
 
 
 def _clip_classes(table: _Pictures, data: DataConfig) -> Iterable[Finding]:
@@ -248,9 +303,10 @@ def _box_sizes(split: str, index: DatasetIndex, anchors: np.ndarray, imgsz: int,
 def _class_table(index: DatasetIndex, data: DataConfig) -> dict[str, dict[str, int]]:
     """Pictures with an object of each class (or with none) by image class."""
     picture = np.repeat(np.arange(len(index)), np.diff(index.object_offsets))
-    has = {name: np.unique(picture[index.objects[:, 0] == c]) for c, name in data.names.items()}
-    has["no object"] = np.flatnonzero(np.diff(index.object_offsets) == 0)
-    views = {**data.cls_names, -1: "unknown"} if data.cls_nc else {-1: "pictures"}
+    names = unique_keys({**data.names, -1: "no object"})
+    has = {name: np.unique(picture[index.objects[:, 0] == c]) for c, name in names.items()}
+    has[names[-1]] = np.flatnonzero(np.diff(index.object_offsets) == 0)
+    views = unique_keys({**data.cls_names, -1: "unknown"}) if data.cls_nc else {-1: "pictures"}
     return {
         name: {view: int((index.image_class[chosen] == c).sum()) for c, view in views.items()}
         for name, chosen in has.items()

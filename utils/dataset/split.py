@@ -149,8 +149,11 @@ def group_table(
     lines = ["groups (pictures)".ljust(width) + "".join(f"{name:>14}" for name in ("all", *names))]
     for name, has in rows:
         cells = [has] + [has & (parts == p) for p in range(len(names))]
-        texts = [f"{len(np.unique(groups[c]))} ({c.sum()})" for c in cells]
-        few = "   fewer than 5 groups in all: no interval" if len(np.unique(groups[has])) < FEW_GROUPS else ""
+        counts = [len(np.unique(groups[c])) for c in cells]
+        texts = [f"{n} ({c.sum()})" for n, c in zip(counts, cells, strict=True)]
+        judged = [(part, n) for part, n in zip(names, counts[1:], strict=True) if part != "train"]
+        few = ", ".join(part for part, n in judged if n < FEW_GROUPS)
+        few = f"   fewer than {FEW_GROUPS} groups in {few}: no interval there" if few else ""
         lines.append(name.ljust(max(width, 17)) + "".join(f"{t:>14}" for t in texts) + few)
     return lines
 

@@ -71,7 +71,7 @@ def group_intervals(
         in_groups = _groups_of([np.array([c]) if c >= 0 else np.array([], int) for c in image[1]], member, len(views))
         few_views = {views[c]: n for c, n in enumerate(in_groups) if 0 < n < FEW_GROUPS}
         enough = not few_views and count >= FEW_GROUPS
-        few |= few_views
+        few |= {f"{name} (image class)" if name in few else name: n for name, n in few_views.items()}
         pairs = enumerate(("accuracy", "balanced_accuracy"))
         out["image"] = {key: _interval(image_values[:, k], enough) for k, key in pairs}
     return out
@@ -120,9 +120,10 @@ def _accuracies(true: np.ndarray, answered: np.ndarray) -> Interval:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the classes that a draw has, [draws]; 0 where it has none."""
+    """Mean over the classes that a draw has, [draws]; NaN where it has none."""
     known = np.isfinite(values)
-    return np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1)
+    counts = known.sum(1)
+    return np.where(counts, np.where(known, values, 0).sum(1) / np.maximum(counts, 1), np.nan)
 
 
 def _interval(values: np.ndarray, enough: bool) -> Interval | None:

@@ -97,6 +97,7 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     new = parser.add_argument_group("beyond YOLOv5")
     add = new.add_argument
     add("--strict", action="store_true", help="stop if any picture or label row had to be left out")
+    add("--group-regex", help="finds the group (patient …) in a file name, to warn of groups in train and in val")
     add("--fitness-weight", type=float, default=0.5, help="share of the image accuracy in the fitness of a joint model")
     add("--close-mosaic", type=int, default=10, help="train the last N epochs without mosaic")
     add(
