@@ -410,6 +410,26 @@ def test_the_command_on_folds(data, tiny, tmp_path, monkeypatch, here):
 
 
 @pytest.mark.slow
+def test_a_comparison_that_is_stopped_has_a_report(data, tmp_path, monkeypatch, capsys):
+    """Of the runs that are finished and can be read."""
+    runs = fake_runs(data, tmp_path / "out", TABLE)
+    (runs[0].job.folder / "val" / "metrics.json").write_text("{")
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compare_joint.run_all", stopped)
+    args = ["--data", str(data), "--strategies", *TABLE, "--seeds", "3", "--out", str(tmp_path / "out")]
+    with pytest.raises(KeyboardInterrupt):
+        compare_joint.main(*compare_joint.parse_opt([*args, "--group-regex", r"^(\d+)"]))
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "7 runs of 2 epochs; seeds 0, 1; data published" in report
+    assert "published: 12 of 12 groups are both trained on and validated on" in report
+    assert f"**Failed**: {runs[0].job.name}: its figures cannot be read" in report
+    assert "without" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_local_ray_cluster(data, tmp_path):
     pytest.importorskip("ray", reason="needs ray, which --ray asks for")
     jobs = plan([parse_strategy("bad=--balancer nothing")], [0], {"d": data}, "yolov5n", TINY, tmp_path / "out")
