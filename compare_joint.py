@@ -110,7 +110,8 @@ def main(opt: argparse.Namespace, budget: list[str]) -> int:
 
 def devices(text: str) -> list[str]:
     """Devices that get a run each: GPUs of a list, else the one that is named ('' lets each run choose)."""
-    return text.split(",") if text.replace(",", "").isdigit() else [text]
+    numbers = text.strip().removeprefix("cuda:").split(",")
+    return numbers if all(number.strip().isdigit() for number in numbers) else [text]
 
 
 def finish(jobs: list[Job], failed: dict[str, str], out: Path, group: str | None) -> int:

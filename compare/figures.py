@@ -70,14 +70,16 @@ def _overlaid(groups: Groups, panels: Sequence[tuple[str, str, Callable[[dict], 
     fig, axes = subplots(rows, columns, 11, 3.6 * rows)
     for ax in axes.ravel()[len(panels) :]:
         ax.axis("off")
+    lines = {}
     for ax, (title, needs, value, logarithmic) in zip(axes.ravel(), panels, strict=False):
         for i, (name, runs) in enumerate(groups.items()):
             y = _series(runs, value)
             if np.isfinite(y).any() and (not needs or column(runs, needs)):
-                ax.plot(np.arange(len(y)), y, color=class_color(i), lw=1.4, marker=".", label=safe_text(name))
+                (lines[name],) = ax.plot(np.arange(len(y)), y, color=class_color(i), lw=1.4, marker=".")
         if logarithmic and ax.has_data():
             ax.set_yscale("log")
-        finish(ax, title)
+        finish(ax, title, legend=False)
+    fig.legend(lines.values(), [safe_text(name) for name in lines], loc="outside lower center", ncols=6, fontsize=9)
     return fig
 
 

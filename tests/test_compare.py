@@ -10,6 +10,7 @@ import math
 import shutil
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -364,6 +365,21 @@ def test_a_command_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("compare.runs.ROOT", tmp_path)
     failed = run_all([job], ["cpu"], lambda _: None)
     assert failed == {job.name: f"training failed (train_joint.py: no such data); see {job.log}"} and not job.finished
+
+
+def test_a_run_on_each_gpu_at_a_time(tmp_path, monkeypatch):
+    """Every device has one run before any gets its second: two that wait for each other both come through."""
+    jobs = plan([parse_strategy("uw")], range(6), {"d": tmp_path / "d.yaml"}, "m", TINY, tmp_path)
+    both, used = threading.Barrier(2, timeout=60), []
+
+    def perform(job, device):
+        used.append((device, both.wait()))
+        return "" if job.seed else "why"
+
+    monkeypatch.setattr("compare.runs.perform", perform)
+    assert run_all(jobs, compare_joint.devices("cuda:0,1"), lambda _: None) == {jobs[0].name: "why"}
+    assert sorted(device for device, _ in used) == ["0"] * 3 + ["1"] * 3
+    assert compare_joint.devices("") == [""] and compare_joint.devices("cpu") == ["cpu"]
 
 
 @pytest.mark.slow
