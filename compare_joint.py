@@ -91,21 +91,20 @@ def main(opt: argparse.Namespace, budget: list[str]) -> int:
     ensure_data(data)
     data = dataclasses.replace(data, group=pattern(opt.group_regex, "--group-regex") or data.group)
     strategies = [parse_strategy(text) for text in opt.strategies]
-    if joint := [s.name for s in strategies if s.ending and not data.cls_nc]:
+    if joint := [s.name for s in strategies if s.ending and "--cfg" not in s.options and not data.cls_nc]:
         raise ValueError(f"{data.source}: has no image classes (cls_nc), which {', '.join(joint)} would learn")
     out = Path(opt.out or ROOT / "runs/compare" / Path(opt.data).stem).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    budget = [*budget, "--epochs", str(opt.epochs)]
-    jobs = plan(strategies, range(opt.seeds), data_yamls(data, opt, out), opt.model, budget, out)
+    jobs = plan(strategies, range(opt.seeds), data_yamls(data, opt, out), opt.model, budget, opt.epochs, out)
+    failed: dict[str, str] = {}
     try:
         if opt.ray:
-            failed = run_on_ray(jobs, opt.ray, int(opt.device != "cpu" and torch.cuda.is_available()))
+            run_on_ray(jobs, opt.ray, int(opt.device != "cpu" and torch.cuda.is_available()), failed)
         else:
-            failed = run_all(jobs, devices(opt.device))
-    except KeyboardInterrupt:  # what is finished may be read
-        finish(jobs, {}, out, data.group)
-        raise
-    return finish(jobs, failed, out, data.group)
+            run_all(jobs, devices(opt.device), failed)
+    finally:  # what is finished may be read, where this is stopped too
+        finish(jobs, failed, out, data.group)
+    return int(bool(failed))
 
 
 def devices(text: str) -> list[str]:
@@ -114,20 +113,19 @@ def devices(text: str) -> list[str]:
     return numbers if all(number.strip().isdigit() for number in numbers) else [text]
 
 
-def finish(jobs: list[Job], failed: dict[str, str], out: Path, group: str | None) -> int:
-    """Write the report of what is finished."""
+def finish(jobs: list[Job], failed: dict[str, str], out: Path, group: str | None) -> None:
+    """Write the report of what is finished; `failed` gets the runs whose figures cannot be read, too."""
     runs = []
     for job in jobs:
         try:
             runs += [read_run(job)] if job.finished else []
         except (OSError, ValueError, LookupError, TypeError) as error:  # of this run's files alone
-            failed = failed | {job.name: f"its figures cannot be read ({error}); without {job.folder} it is run anew"}
+            failed[job.name] = f"its figures cannot be read ({error}); without {job.folder} it is run anew"
     if runs:
-        write_report(runs, failed, out, ["python", "compare_joint.py", *sys.argv[1:]], group)
+        write_report(runs, failed, out, ["python", "compare_joint.py", *sys.argv[1:]], group, len(jobs))
         say(f"Written: {out / 'report.html'}, report.md, results.csv")
     for name, reason in failed.items():
         warn(f"failed: {name}: {reason}")
-    return int(bool(failed))
 
 
 if __name__ == "__main__":

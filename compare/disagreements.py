@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,9 +35,8 @@ class Answer:
 def read_answer(file: Path) -> Answer:
     """The answer in a label file of `val_joint.py --save-txt --save-conf`."""
     rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    hot = (
-        rows.pop() if rows and sorted(rows[-1]) == ["0"] * (len(rows[-1]) - 1) + ["1"] else []
-    )  # no box: one has sides
+    last = sorted(rows[-1]) if rows else []
+    hot = rows.pop() if last and last == ["0"] * (len(last) - 1) + ["1"] else []  # no box is this: a box has sides
     best = np.array(rows[0], float) if rows else None
     return Answer(None if best is None or best[5] < SURE else best[:5], hot.index("1") if hot else -1)
 
@@ -62,14 +62,14 @@ def find_disagreements(
 
     Args:
         runs: one of each strategy, of one fold and seed; a task that a run does not answer is left out.
-        index: the pictures that all validated on. Those that share a stem are passed over: their answers' files have
-            other names.
+        index: the pictures that all validated on. Those that share a stem are passed over, and those whose stem is such
+            a one with a number, as the files of their answers are called (`utils.system.paths.UniqueStems`).
     """
     found = []
     stems = [Path(str(file)).stem for file in index.im_files]
     same = Counter(stem.casefold() for stem in stems)
     for i, stem in enumerate(stems):
-        if same[stem.casefold()] > 1:
+        if same[stem.casefold()] > 1 or same[re.sub(r"_\d+$", "", stem).casefold()] > 1:
             continue
         place = Path("val", "labels", f"{stem}.txt")
         answers = {r: read_answer(r.job.folder / place) for r in runs if (r.job.folder / place).exists()}

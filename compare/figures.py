@@ -79,7 +79,7 @@ def _overlaid(groups: Groups, panels: Sequence[tuple[str, str, Callable[[dict], 
         if logarithmic and ax.has_data():
             ax.set_yscale("log")
         finish(ax, title, legend=False)
-    fig.legend(lines.values(), [safe_text(name) for name in lines], loc="outside lower center", ncols=6, fontsize=9)
+    fig.legend(lines.values(), [safe_text(name) for name in lines], loc="outside lower center", ncols=4, fontsize=9)
     return fig
 
 

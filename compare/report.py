@@ -21,6 +21,7 @@ from compare.results import (
     by_strategy,
     delta_m,
     paired_difference,
+    run_options,
     spread,
     write_csv,
 )
@@ -47,6 +48,7 @@ def write_report(
     folder: Path,
     command: Sequence[str],
     group: str | None = None,
+    planned: int | None = None,
 ) -> None:
     """Write the report of the finished runs.
 
@@ -54,11 +56,12 @@ def write_report(
         failed: why other runs failed, by their name.
         command: the words of the command line, repeated in the report.
         group: pattern of the groups, to tell of those that stand on both sides; else that of the data yaml.
+        planned: how many runs there are to be.
     """
     groups = by_strategy(runs)
     data = _data(runs[0], group)
     write_csv(runs, folder / "results.csv")
-    summary = [_summary(runs), *_leak_lines(runs, group)]
+    summary = [_summary(runs, planned or len(runs)), *_leak_lines(runs, group)]
     tables = [
         ("Results", *results_table(groups)),
         ("Differences to one task alone", *differences_table(groups)),
@@ -98,7 +101,7 @@ def write_report(
 def results_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[list[str]], str]:
     """Header, rows and a note: every metric of every strategy."""
     best = {key: best_strategy(groups, key) for key in METRICS}
-    header = ["strategy", "runs", *(m.title for m in METRICS.values()), "Δm / %"]
+    header = ["strategy", "runs", *(m.heading for m in METRICS.values()), "Δm / %"]
     rows = []
     for name, runs in groups.items():
         cells = [spread_text(spread(runs, key), m.digits) for key, m in METRICS.items()]
@@ -115,7 +118,7 @@ def results_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[list
 def differences_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[list[str]], str]:
     """Header, rows and a note: differences to the single-task references over runs of one seed and fold."""
     keys = [key for key, metric in METRICS.items() if metric.task]
-    header = ["strategy", "pairs", *(METRICS[k].title for k in keys)]
+    header = ["strategy", "pairs", *(METRICS[k].heading for k in keys)]
     rows = []
     for name, runs in groups.items():
         cells, pairs = [], 0
@@ -141,10 +144,11 @@ def differences_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[
     return header, rows, note
 
 
-def _summary(runs: Sequence[Run]) -> str:
+def _summary(runs: Sequence[Run], planned: int) -> str:
     seeds, folds = ({getattr(r.job, key) for r in runs} for key in ("seed", "fold"))
     epochs = max(len(r.epochs) for r in runs)
-    return f"{len(runs)} runs of {epochs} epochs; seeds {_list(seeds)}; data {_list(folds)}"
+    count = f"{len(runs)} of {planned}" if planned > len(runs) else len(runs)
+    return f"{count} runs of {epochs} epochs; seeds {_list(seeds)}; data {_list(folds)}"
 
 
 def _list(values) -> str:
@@ -158,30 +162,30 @@ def _first(runs: Sequence[Run]) -> str:
 def _data(run: Run, group: str | None = None) -> DataConfig:
     """The data that a run was validated on, with its classes as the run knew them."""
     data = load_data_config(run.job.options[run.job.options.index("--data") + 1])
-    if "--single-cls" in run.job.options:
-        data = replace(data, nc=1, names={0: "item"})
+    if run_options(run.job).get("single_cls"):
+        data = replace(data, nc=1, names=data.names if len(data.names) == 1 else {0: "item"})
     return replace(data, group=group or data.group)
 
 
 def _scan(run: Run, data: DataConfig, split: str) -> DatasetIndex:
-    single = "--single-cls" in run.job.options
-    files = getattr(data, split)
-    return scan_dataset(files, data.nc, data.cls_nc, single_cls=single, root=data.path, prefix=split, verbose=False)
+    single = bool(run_options(run.job).get("single_cls"))
+    return scan_dataset(
+        getattr(data, split), data.nc, data.cls_nc, single_cls=single, root=data.path, prefix=split, verbose=False
+    )
 
 
 def _leak_lines(runs: Sequence[Run], group: str | None) -> list[str]:
-    """A line for every fold in which groups are both trained on and validated on."""
+    """A line for every fold: how many groups are both trained on and validated on, where a pattern finds them."""
     lines = []
     for run in {r.job.fold: r for r in runs}.values():
         data = _data(run, group)
         if data.group:
             train, val = (_scan(run, data, split).im_files for split in ("train", "val"))
-            if leaks := leaking_groups(train, val, data.group):
-                count = len(set(find_groups([*train, *val], data.group)) - {""})
-                lines.append(
-                    f"{run.job.fold}: {len(leaks)} of {count} groups are both trained on and validated on, so these "
-                    "figures are too good; --folds keeps groups apart"
-                )
+            count = len(set(find_groups([*train, *val], data.group)) - {""})
+            leaks = len(leaking_groups(train, val, data.group))
+            line = f"{run.job.fold}: {leaks} of {count} groups are both trained on and validated on"
+            line += ", so these figures are too good; --folds keeps groups apart" if leaks else ""
+            lines.append(line if count else f"{run.job.fold}: {data.group!r} finds no group in the pictures' names")
     return lines
 
 

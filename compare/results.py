@@ -27,6 +27,10 @@ class Metric:
     better: int
     task: str = ""
 
+    @property
+    def heading(self) -> str:
+        return f"{self.title} (less is better)" if self.better < 0 else self.title
+
 
 METRICS = {
     "map50": Metric("mAP50", 3, 1, "det"),
@@ -62,6 +66,11 @@ class Run:
         return self.job.strategy.name
 
 
+def run_options(job: Job) -> dict:
+    """The options that a run was trained with, all of them."""
+    return load_yaml(job.folder / "opt.yaml") or {}
+
+
 def read_run(job: Job) -> Run:
     """The figures of a finished run.
 
@@ -75,7 +84,7 @@ def read_run(job: Job) -> Run:
     results, size = read("val/metrics.json"), read("finished.json")
     epochs = read("training_history.json")["epochs"]
     detection, image, losses = results["detection"], results["image"] or {}, epochs[-1]["val"] or {}
-    weights = load_yaml(job.folder / "opt.yaml").get("task_weights") or ()
+    weights = run_options(job).get("task_weights") or ()
     figures = {key: detection[key] for key in ("map50", "map50_95", "precision", "recall", "f1")}
     figures |= {key: image.get(key) for key in ("accuracy", "balanced_accuracy", "macro_f1", "ece")}
     figures |= {
@@ -128,17 +137,17 @@ def spread(runs: Iterable[Run], key: str) -> tuple[float, float] | None:
 
 def best_strategy(groups: dict[str, list[Run]], key: str) -> str | None:
     """The strategy that leads every other one by more than the standard deviation of the difference, over runs of one
-    seed and fold; None where there is no such one, or a rival with fewer than two such pairs."""
+    seed and fold; None where there is no such one, as where a rival has fewer than two such pairs."""
     better = METRICS[key].better
-    found = {name: np.mean(values) for name, runs in groups.items() if (values := column(runs, key))}
+    found = {name: runs for name, runs in groups.items() if column(runs, key)}
+
+    def leads(name: str, rival: str) -> bool:
+        lead = [better * d for ds in differences(found[name], found[rival], key).values() for d in ds]
+        return len(lead) > 1 and bool(np.mean(lead) > np.std(lead, ddof=1))
+
     if not better or len(found) < 2:
         return None
-    first = max(found, key=lambda name: better * found[name])
-    for name in found.keys() - {first}:
-        lead = [better * d for ds in differences(groups[first], groups[name], key).values() for d in ds]
-        if len(lead) < 2 or not np.mean(lead) > np.std(lead, ddof=1):
-            return None
-    return first
+    return next((name for name in found if all(leads(name, rival) for rival in found if rival != name)), None)
 
 
 def differences(runs: Iterable[Run], reference: Iterable[Run], key: str) -> dict[str, list[float]]:

@@ -33,9 +33,10 @@ NAMED: dict[str, tuple[str, tuple[str, ...]]] = {
     # as published; `gradnorm` has the default priorities of train_joint.py, and is `joint`
     "gradnorm-equal": ("_cls", ("--balancer", "gradnorm", "--task-priorities", "1", "1")),
 }
-# Options of train_joint.py that a comparison sets itself: given to all trainings, or to those of one strategy, they
-# would make runs that are no comparison.
-OWN_OPTIONS = ("--data", "--seed", "--project", "--name", "--exist-ok", "--resume", "--evolve", "--device")
+# Options of train_joint.py that a comparison sets itself, those of the budget, which all strategies share, and those
+# that make a strategy what it is.
+OWN_OPTIONS = ("--data", "--seed", "--project", "--name", "--exist-ok", "--resume", "--evolve", "--device", "--epochs")
+STRATEGY_OPTIONS = ("--cfg", "--balancer", "--task-weights", "--task-priorities", "--image-gradient")
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ def parse_strategy(text: str) -> Strategy:
     """
     name, equals, options = text.partition("=")
     if equals:
-        if not name or "/" in name or ":" in name:
-            raise ValueError(f"--strategies {text!r}: a name without / and : belongs before the =")
+        if not name or set(name) & set('/\\:<>|*?"'):
+            raise ValueError(f"--strategies {text!r}: a name that a folder may have belongs before the =")
         words = tuple(shlex.split(options))
-        if name in NAMED and Strategy(name, "_cls", words) != Strategy(name, *NAMED[name]):
+        if name in (*NAMED, *BALANCERS) and Strategy(name, "_cls", words) != parse_strategy(name):
             raise ValueError(f"--strategies {text!r}: {name} means something else; give it another name")
-        refuse_own_options(words, (*OWN_OPTIONS, "--epochs"), f"--strategies {text!r}")
+        refuse_options(words, OWN_OPTIONS, f"--strategies {text!r}")
         return Strategy(name, "_cls", words)
     if text in NAMED:
         return Strategy(text, *NAMED[text])
@@ -75,13 +76,13 @@ def parse_strategy(text: str) -> Strategy:
     return Strategy(text, "_cls", (*flags, "--task-weights", *weights.split(",")) if colon else flags)
 
 
-def refuse_own_options(words: Sequence[str], own: Sequence[str], place: str) -> None:
+def refuse_options(words: Sequence[str], own: Sequence[str], place: str) -> None:
     """ValueError where one of the options `own`, or its beginning, stands among the words of a command line."""
     for word in words:
         flag = word.partition("=")[0]
         for option in own:
             if flag == option or (flag[:2] == "--" and len(flag) > 3 and option.startswith(flag)):
-                raise ValueError(f"{place}: {option} is the comparison's own, the same for every run")
+                raise ValueError(f"{place}: {option} cannot be given here, or the runs would be no comparison")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def plan(
     folds: dict[str, Path],
     model: str,
     budget: Sequence[str],
+    epochs: int,
     out: Path,
 ) -> list[Job]:
     """All runs, seed by seed, so that a comparison that is cut short has something of every strategy.
@@ -132,9 +134,10 @@ def plan(
         ValueError: a run in `out` was made with other options; two strategies have one name; the budget holds what
             must differ between runs.
     """
-    if len({_folder_name(s.name) for s in strategies}) < len(strategies):
+    if len({_folder_name(s.name).casefold() for s in strategies}) < len(strategies):
         raise ValueError("--strategies: each may stand once")
-    refuse_own_options(budget, (*OWN_OPTIONS, "--cfg"), shlex.join(budget))
+    refuse_options(budget, (*OWN_OPTIONS, *STRATEGY_OPTIONS), shlex.join(budget))
+    budget = (*budget, "--epochs", str(epochs))
     jobs = []
     for seed in seeds:
         for fold, data in folds.items():
@@ -153,10 +156,13 @@ def _folder_name(strategy: str) -> str:
     return strategy.replace(":", "_").replace(",", "_")
 
 
-def perform(job: Job, device: str) -> str:
+def perform(job: Job, device: str, cwd: str | None = None) -> str:
     """Train and validate one run, or what is left of it; returns why it failed, '' where it did not.
 
     The network of the last epoch is validated: the best one is chosen on the very pictures that it is judged by.
+
+    Args:
+        cwd: folder from which files that the options name count; by default this process's working folder.
     """
     if job.finished:
         return ""
@@ -170,7 +176,7 @@ def perform(job: Job, device: str) -> str:
             command = [sys.executable, str(ROOT / script), *options, "--device", device]
             log.write(f"\n$ {shlex.join(command)}\n")
             log.flush()
-            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode == 0
+            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=cwd).returncode == 0
 
         if cut:
             done = call("train_joint.py", "--resume", str(last))
@@ -204,17 +210,18 @@ def last_line(file: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def run_all(jobs: Sequence[Job], devices: Sequence[str], say: Callable[[str], None] = voice.say) -> dict[str, str]:
+def run_all(
+    jobs: Sequence[Job], devices: Sequence[str], failed: dict[str, str], say: Callable[[str], None] = voice.say
+) -> None:
     """Perform the jobs, one at a time on each device. A run that fails leaves the others alone.
 
-    Returns:
-        Why runs failed, by the name of the run.
+    Args:
+        failed: gets why runs failed, by the name of the run.
     """
     free: queue.Queue[str] = queue.Queue()
     for device in devices:
         free.put(device)
     stop = threading.Event()
-    failed: dict[str, str] = {}
 
     def work(number: int, job: Job) -> None:
         if stop.is_set():
@@ -238,10 +245,11 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str], say: Callable[[str], No
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return failed
 
 
-def run_on_ray(jobs: Sequence[Job], address: str, gpus: int, say: Callable[[str], None] = voice.say) -> dict[str, str]:
+def run_on_ray(
+    jobs: Sequence[Job], address: str, gpus: int, failed: dict[str, str], say: Callable[[str], None] = voice.say
+) -> None:
     """The same on a Ray cluster whose machines see `out` and the data under the same paths, as on a shared disk.
 
     Args:
@@ -263,13 +271,13 @@ def run_on_ray(jobs: Sequence[Job], address: str, gpus: int, say: Callable[[str]
     if started:
         ray.init(None if address == "local" else address, runtime_env=environment, log_to_driver=False)
     try:
-        # Without a GPU a run has the cores of a machine, as it would by itself: two on one would slow each other.
-        cores = min(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-        remote = ray.remote(num_gpus=gpus, num_cpus=1 if gpus else max(cores, 1), max_retries=0)(perform)
+        # Without a GPU a run has the cores of the smallest machine: two on one machine would slow each other.
+        cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        cores = min((count for count in cores if count), default=1)
+        remote = ray.remote(num_gpus=gpus, num_cpus=1 if gpus else cores, max_retries=0)(perform)
         # Ray shows a run its own GPUs alone, so that theirs begin at 0.
         device = ",".join(map(str, range(gpus))) or "cpu"
-        waiting = {remote.remote(job, device): job for job in jobs}
-        failed: dict[str, str] = {}
+        waiting = {remote.remote(job, device, os.getcwd()): job for job in jobs}
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             job = waiting.pop(ready)
@@ -280,7 +288,6 @@ def run_on_ray(jobs: Sequence[Job], address: str, gpus: int, say: Callable[[str]
             say(f"[{len(jobs) - len(waiting)}/{len(jobs)}] {job.name}: {reason or 'finished'}")
             if reason:
                 failed[job.name] = reason
-        return failed
     finally:
         if started:
             ray.shutdown()

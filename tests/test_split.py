@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -177,10 +178,26 @@ def test_what_cannot_be_done_is_said(tmp_path, make_picture, args, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_name_that_no_list_can_hold_is_told(tmp_path, make_picture):
+def test_unusual_names_are_listed(tmp_path, make_picture):
     data = linked_set(tmp_path, make_picture)
-    make_picture(tmp_path / "elsewhere" / "images" / "p09_c01_f\n99.png")
-    with pytest.raises(ValueError, match="a list file cannot name .*99.png': rename it"):
+    name = "p09_c01_f1\N{NARROW NO-BREAK SPACE}PM\N{IDEOGRAPHIC SPACE}.png"
+    make_picture(tmp_path / "elsewhere" / "images" / name)
+    command_line("--data", data, "--out", tmp_path / "out", "--folds", 2)
+    fold = load_data_config(tmp_path / "out" / "fold0.yaml")
+    files = [f for side in (fold.train, fold.val) for f in scan_dataset(side, 2, 2, verbose=False).im_files]
+    assert len(files) == 17 and name in {Path(f).name for f in files}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+@pytest.mark.parametrize("name", ["p09_c01_f\n99.png", "p09_c01_f\udcff.png"])
+def test_a_name_that_no_list_can_hold_is_told(tmp_path, make_picture, name):
+    data = linked_set(tmp_path, make_picture)
+    make_picture(tmp_path / "elsewhere" / "images" / "other.png")
+    try:
+        (tmp_path / "elsewhere" / "images" / "other.png").rename(tmp_path / "elsewhere" / "images" / name)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(ValueError, match="a list file cannot name .*png': rename it"):
         command_line("--data", data, "--out", tmp_path / "out", "--folds", 2)
     assert not (tmp_path / "out").exists()
 

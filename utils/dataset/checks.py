@@ -207,15 +207,15 @@ class NearSets:
     def add(self, pairs: np.ndarray) -> None:
         """Connect pairs [k, 3], see `near_pairs`."""
         np.minimum.at(self._least, pairs[:, :2].ravel(), np.repeat(pairs[:, 2], 2))
-        ends = np.unique(self._label[pairs[:, :2]], axis=0)
+        ends = self._label[pairs[:, :2]]
         links = coo_array((np.ones(len(ends)), tuple(ends.T)), shape=(len(self._label),) * 2)
         self._label = connected_components(links, directed=False)[1][self._label]
 
     def found(self) -> list[tuple[np.ndarray, int]]:
-        """The pictures of each set, and the fewest bits in which two of them differ."""
+        """The pictures of each set and the fewest bits in which two of them differ, the nearest first."""
         near = np.flatnonzero(self._least < np.iinfo(np.int64).max)
         sets = [near[chosen] for chosen in _members(self._label[near].tolist()).values()]
-        return [(chosen, int(self._least[chosen].min())) for chosen in sets]
+        return sorted(((chosen, int(self._least[chosen].min())) for chosen in sets), key=lambda found: found[1])
 
 
 def _problems(split: str, index: DatasetIndex) -> Iterable[Finding]:
@@ -261,11 +261,13 @@ def _near_pictures(table: _Pictures, pixels: list[bytes], hashes: np.ndarray) ->
     group = np.zeros(len(split), int)
     if table.groups is not None:
         group = np.where(table.groups == "", -1, np.unique(table.groups, return_inverse=True)[1])
-    pattern = hashes.any(1)  # a picture of one colour has none to compare
+    lit = hashes.any(
+        1
+    )  # a picture that nowhere brightens to the right, such as one of one colour, has nothing to compare
     sets = {kind: NearSets(len(split)) for kind in ("near, splits", "near, groups", "near")}
     for pairs in near_pairs(hashes):
         i, j = pairs[:, 0], pairs[:, 1]
-        wanted = (pixel[i] != pixel[j]) & pattern[i] & pattern[j]
+        wanted = (pixel[i] != pixel[j]) & lit[i] & lit[j]
         sets["near, splits"].add(pairs[wanted & (split[i] != split[j])])
         sets["near, groups"].add(pairs[wanted & (group[i] != group[j]) & (group[i] >= 0) & (group[j] >= 0)])
         sets["near"].add(pairs[wanted & (split[i] == split[j])])
@@ -275,7 +277,8 @@ def _near_pictures(table: _Pictures, pixels: list[bytes], hashes: np.ndarray) ->
             name = Path(files[0]).name
             if kind == "near, groups":
                 name = " and ".join(sorted(set(table.groups[chosen])))
-            yield Finding(kind, name, splits, files, f"{len(files)} files; {bits} of {hashes.shape[1]} bits differ")
+            note = f"{len(files)} files; the nearest two differ in {bits} of {hashes.shape[1]} bits"
+            yield Finding(kind, name, splits, files, note)
 
 
 def _clip_classes(table: _Pictures, data: DataConfig) -> Iterable[Finding]:

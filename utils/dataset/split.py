@@ -7,6 +7,7 @@ other, so a split that parts them measures memory.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -216,6 +217,6 @@ def listed_path(picture: str, label: str) -> str:
         line = Path(*parts) / line.name
         if image_to_label_path(line) != str(Path(label).absolute()):
             raise ValueError(f"a list file cannot name {picture} with the label {label}: rename the folder of pictures")
-    if not str(line).isprintable():  # a list is lines of UTF-8 text
-        raise ValueError(f"a list file cannot name {str(line)!a}: rename it")
+    if str(line).splitlines() != [str(line)] or str(line) != os.fsencode(line).decode(errors="replace"):
+        raise ValueError(f"a list file cannot name {str(line)!a}: rename it")  # it is lines of UTF-8 text
     return str(line)
