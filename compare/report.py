@@ -175,18 +175,22 @@ def _scan(run: Run, data: DataConfig, split: str) -> DatasetIndex:
 
 
 def _leak_lines(runs: Sequence[Run], group: str | None) -> list[str]:
-    """A line for every fold: how many groups are both trained on and validated on, where a pattern finds them."""
-    lines = []
+    """How many groups are both trained on and validated on, where a pattern finds them: a line for every fold that has
+    such, or one for all."""
+    lines, count = [], 0
     for run in {r.job.fold: r for r in runs}.values():
         data = _data(run, group)
         if data.group:
             train, val = (_scan(run, data, split).im_files for split in ("train", "val"))
             count = len(set(find_groups([*train, *val], data.group)) - {""})
-            leaks = len(leaking_groups(train, val, data.group))
-            line = f"{run.job.fold}: {leaks} of {count} groups are both trained on and validated on"
-            line += ", so these figures are too good; --folds keeps groups apart" if leaks else ""
-            lines.append(line if count else f"{run.job.fold}: {data.group!r} finds no group in the pictures' names")
-    return lines
+            if not count:
+                return [f"{data.group!r} finds no group in the pictures' names"]
+            if leaks := len(leaking_groups(train, val, data.group)):
+                lines.append(
+                    f"{run.job.fold}: {leaks} of {count} groups are both trained on and validated on, so these figures "
+                    "are too good; --folds keeps groups apart"
+                )
+    return lines or ([f"None of {count} groups is both trained on and validated on"] if count else [])
 
 
 def _disagreements(runs: Sequence[Run]) -> list[tuple[bytes, str]]:
