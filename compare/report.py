@@ -21,7 +21,6 @@ from compare.results import (
     by_strategy,
     delta_m,
     paired_difference,
-    run_options,
     spread,
     write_csv,
 )
@@ -162,13 +161,13 @@ def _first(runs: Sequence[Run]) -> str:
 def _data(run: Run, group: str | None = None) -> DataConfig:
     """The data that a run was validated on, with its classes as the run knew them."""
     data = load_data_config(run.job.options[run.job.options.index("--data") + 1])
-    if run_options(run.job).get("single_cls"):
-        data = replace(data, nc=1, names=data.names if len(data.names) == 1 else {0: "item"})
+    if run.job.trained_with.get("single_cls"):
+        data = data.with_one_class()
     return replace(data, group=group or data.group)
 
 
 def _scan(run: Run, data: DataConfig, split: str) -> DatasetIndex:
-    single = bool(run_options(run.job).get("single_cls"))
+    single = bool(run.job.trained_with.get("single_cls"))
     return scan_dataset(
         getattr(data, split), data.nc, data.cls_nc, single_cls=single, root=data.path, prefix=split, verbose=False
     )

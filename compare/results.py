@@ -13,7 +13,6 @@ import numpy as np
 from scipy import stats
 
 from compare.runs import Job
-from utils.system.yamls import load_yaml
 
 DETECTION_REFERENCE, IMAGE_REFERENCE = "det-only", "cls-only"
 
@@ -66,11 +65,6 @@ class Run:
         return self.job.strategy.name
 
 
-def run_options(job: Job) -> dict:
-    """The options that a run was trained with, all of them."""
-    return load_yaml(job.folder / "opt.yaml") or {}
-
-
 def read_run(job: Job) -> Run:
     """The figures of a finished run.
 
@@ -84,7 +78,7 @@ def read_run(job: Job) -> Run:
     results, size = read("val/metrics.json"), read("finished.json")
     epochs = read("training_history.json")["epochs"]
     detection, image, losses = results["detection"], results["image"] or {}, epochs[-1]["val"] or {}
-    weights = run_options(job).get("task_weights") or ()
+    weights = job.trained_with.get("task_weights") or ()
     figures = {key: detection[key] for key in ("map50", "map50_95", "precision", "recall", "f1")}
     figures |= {key: image.get(key) for key in ("accuracy", "balanced_accuracy", "macro_f1", "ece")}
     figures |= {
@@ -142,7 +136,7 @@ def best_strategy(groups: dict[str, list[Run]], key: str) -> str | None:
     found = {name: runs for name, runs in groups.items() if column(runs, key)}
 
     def leads(name: str, rival: str) -> bool:
-        lead = [better * d for ds in differences(found[name], found[rival], key).values() for d in ds]
+        lead = [better * (ours - theirs) for _, ours, theirs in matched(found[name], found[rival], key)]
         return len(lead) > 1 and bool(np.mean(lead) > np.std(lead, ddof=1))
 
     if not better or len(found) < 2:
@@ -150,15 +144,11 @@ def best_strategy(groups: dict[str, list[Run]], key: str) -> str | None:
     return next((name for name in found if all(leads(name, rival) for rival in found if rival != name)), None)
 
 
-def differences(runs: Iterable[Run], reference: Iterable[Run], key: str) -> dict[str, list[float]]:
-    """Differences to the reference's run of the same seed and fold, by fold."""
+def matched(runs: Iterable[Run], reference: Iterable[Run], key: str) -> list[tuple[str, float, float]]:
+    """Fold, figure and the reference's figure, of the runs whose seed and fold the reference has too."""
     of_reference = {(r.job.seed, r.job.fold): r.figures[key] for r in reference}
-    out: dict[str, list[float]] = {}
-    for r in runs:
-        other = of_reference.get((r.job.seed, r.job.fold))
-        if r.figures[key] is not None and other is not None:
-            out.setdefault(r.job.fold, []).append(float(r.figures[key] - other))
-    return out
+    found = [(r.job.fold, r.figures[key], of_reference.get((r.job.seed, r.job.fold))) for r in runs]
+    return [row for row in found if None not in row]
 
 
 def paired_difference(runs: Sequence[Run], reference: Sequence[Run], key: str) -> tuple[float, float, int] | None:
@@ -169,7 +159,9 @@ def paired_difference(runs: Sequence[Run], reference: Sequence[Run], key: str) -
     that they are judged by, so they are no sample of other pictures. With one fold it is over the seeds, and speaks of
     these pictures alone. NaN where there is a single one.
     """
-    by_fold = differences(runs, reference, key)
+    by_fold: dict[str, list[float]] = {}
+    for fold, ours, theirs in matched(runs, reference, key):
+        by_fold.setdefault(fold, []).append(ours - theirs)
     if not by_fold:
         return None
     units = [float(np.mean(ds)) for ds in by_fold.values()] if len(by_fold) > 1 else next(iter(by_fold.values()))
@@ -184,12 +176,10 @@ def delta_m(groups: dict[str, list[Run]], name: str) -> float | None:
     fold. None where one is missing."""
     changes = []
     for key, reference in (("map50_95", DETECTION_REFERENCE), ("accuracy", IMAGE_REFERENCE)):
-        alone = {(r.job.seed, r.job.fold): r.figures[key] for r in groups.get(reference, [])}
-        pairs = [(r.figures[key], alone.get((r.job.seed, r.job.fold))) for r in groups.get(name, [])]
-        pairs = [pair for pair in pairs if None not in pair]
-        if not pairs or not (below := np.mean([b for _, b in pairs])):
+        rows = matched(groups.get(name, []), groups.get(reference, []), key)
+        if not rows or not (alone := np.mean([theirs for _, _, theirs in rows])):
             return None
-        changes.append(np.mean([a for a, _ in pairs]) / below - 1)
+        changes.append(np.mean([ours for _, ours, _ in rows]) / alone - 1)
     return 100 * float(np.mean(changes))
 
 

@@ -110,6 +110,11 @@ class Job:
         return (self.folder / "finished.json").exists()
 
     @property
+    def trained_with(self) -> dict:
+        """All options of the training, as it wrote them down."""
+        return load_yaml(self.folder / "opt.yaml") or {}
+
+    @property
     def log(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.log")
 
@@ -190,7 +195,7 @@ def perform(job: Job, device: str, cwd: str | None = None) -> str:
         if not done:
             anew = f"; without the folder {job.folder} it starts anew" if cut else ""
             return f"training failed ({last_line(job.log)}); see {job.log}{anew}"
-        opt = load_yaml(job.folder / "opt.yaml")
+        opt = job.trained_with
         batch = 2 * opt["batch_size"] if opt["batch_size"] > 0 else 32
         size = ("--imgsz", str(opt["imgsz"]), "--batch-size", str(batch))
         what = ["--data", opt["data"], "--weights", str(last), "--workers", str(opt["workers"])]

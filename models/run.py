@@ -140,9 +140,7 @@ def load_data(opt: Options, checkpoint: Checkpoint | None) -> DataConfig:
             )
     ensure_data(data)
     data = replace(data, group=pattern(opt.group_regex, "--group-regex") or data.group)
-    if opt.single_cls:
-        data = replace(data, nc=1, names={0: "item"} if len(data.names) != 1 else data.names)
-    return data
+    return data.with_one_class() if opt.single_cls else data
 
 
 def scan_split(run: Run, split: str) -> DatasetIndex:

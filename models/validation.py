@@ -233,7 +233,7 @@ def classes_of(model: nn.Module, data: DataConfig, single_cls: bool) -> tuple[di
     for ours, theirs in ((data.names, model.names), (data.cls_names, model.cls_names)):
         if ours and theirs and not single_cls and ours != dict(theirs):
             warn(f"{data.source} names the classes {ours}, the network {dict(theirs)}; the data's are used")
-    names = {0: "item"} if single_cls and data.nc > 1 else data.names
+    names = (data.with_one_class() if single_cls else data).names
     return names, data.cls_names if data.cls_nc and model.cls_nc else {}
 
 

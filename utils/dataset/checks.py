@@ -103,8 +103,7 @@ class _Pictures:
     files: list[str]
     split: np.ndarray
     image_class: np.ndarray
-    groups: np.ndarray | None
-    clips: np.ndarray | None
+    keys: dict[str, np.ndarray]  # "group" and "clip" where there is a pattern: str [n], '' where it finds nothing
 
     def where(self, chosen: np.ndarray) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Splits and files of the pictures `chosen`."""
@@ -132,16 +131,16 @@ def check(
         ValueError: a pattern finds nothing in any picture's name.
     """
     files = [str(f) for index in indexes.values() for f in index.im_files]
-    names = [data.group, clip_regex]
+    patterns = {word: regex for word, regex in (("group", data.group), ("clip", clip_regex)) if regex}
     table = _Pictures(
         files,
         np.repeat(list(indexes), [len(index) for index in indexes.values()]),
         np.concatenate([index.image_class for index in indexes.values()]),
-        *(find_groups(files, regex) if regex else None for regex in names),
+        {word: find_groups(files, regex) for word, regex in patterns.items()},
     )
-    for regex, keys in zip(names, (table.groups, table.clips), strict=True):
-        if keys is not None and not (keys != "").any():
-            raise ValueError(f"{regex!r} finds nothing in the name of any picture, such as {files[0]}")
+    for word, keys in table.keys.items():
+        if not (keys != "").any():
+            raise ValueError(f"{patterns[word]!r} finds nothing in the name of any picture, such as {files[0]}")
     pixels, hashes = fingerprints(files)
     report = Report()
     report.findings += [f for split, index in indexes.items() for f in _problems(split, index)]
@@ -154,14 +153,13 @@ def check(
         report.findings += [f for s, index in indexes.items() for f in _box_sizes(s, index, anchors, imgsz, anchor_t)]
     kinds = Counter(f.kind for f in report.findings)
     report.counts = {f"pictures in {split}": len(index) for split, index in indexes.items()}
-    for word, keys in (("groups", table.groups), ("clips", table.clips)):
-        if keys is not None:
-            report.counts |= {word: len(set(keys) - {""}), f"pictures without {word[:-1]}": int((keys == "").sum())}
-            report.counts |= {f"{word} in {s}": len(set(keys[table.split == s]) - {""}) for s in indexes}
+    for word, keys in table.keys.items():
+        report.counts |= {f"{word}s": len(set(keys) - {""}), f"pictures without {word}": int((keys == "").sum())}
+        report.counts |= {f"{word}s in {s}": len(set(keys[table.split == s]) - {""}) for s in indexes}
     report.counts["groups of pixel-identical pictures"] = kinds["same picture"] + kinds["same picture, splits"]
     report.counts |= {kind: kinds[kind] for kind in KINDS}
     report.classes = {split: _class_table(index, data) for split, index in indexes.items()}
-    for name, chosen in sorted(_members(table.groups.tolist() if table.groups is not None else []).items()):
+    for name, chosen in sorted(_members(table.keys.get("group", ())).items()):
         counts = Counter(table.split[chosen].tolist())
         report.groups[name] = {split: counts[split] for split in indexes}
     return report
@@ -214,7 +212,7 @@ class NearSets:
     def found(self) -> list[tuple[np.ndarray, int]]:
         """The pictures of each set and the fewest bits in which two of them differ, the nearest first."""
         near = np.flatnonzero(self._least < np.iinfo(np.int64).max)
-        sets = [near[chosen] for chosen in _members(self._label[near].tolist()).values()]
+        sets = [near[chosen] for chosen in _members(self._label[near]).values()]
         return sorted(((chosen, int(self._least[chosen].min())) for chosen in sets), key=lambda found: found[1])
 
 
@@ -226,25 +224,26 @@ def _problems(split: str, index: DatasetIndex) -> Iterable[Finding]:
 
 def _members(keys: Iterable) -> dict:
     out = defaultdict(list)
-    for i, key in enumerate(keys):
+    for i, key in enumerate(keys.tolist() if isinstance(keys, np.ndarray) else keys):
         out[key].append(i)
     return {key: np.array(chosen) for key, chosen in out.items() if key != ""}
 
 
 def _without_key(table: _Pictures) -> Iterable[Finding]:
-    for word, keys in (("group", table.groups), ("clip", table.clips)):
-        if keys is not None and (chosen := np.flatnonzero(keys == "")).size:
+    for word, keys in table.keys.items():
+        if (chosen := np.flatnonzero(keys == "")).size:
             splits, files = table.where(chosen)
             yield Finding("no group", Path(files[0]).name, splits, files, f"{len(files)} pictures without a {word}")
 
 
 def _leaks(table: _Pictures) -> Iterable[Finding]:
-    for kind, keys in (("group leak", table.groups), ("clip leak", table.clips)):
-        for name, chosen in sorted(_members(keys.tolist() if keys is not None else []).items()):
+    for word, keys in table.keys.items():
+        for name, chosen in sorted(_members(keys).items()):
             splits, files = table.where(chosen)
             if len(splits) > 1:
                 counts = Counter(table.split[chosen].tolist())
-                yield Finding(kind, name, splits, files, ", ".join(f"{counts[s]} in {s}" for s in splits))
+                note = ", ".join(f"{counts[s]} in {s}" for s in splits)
+                yield Finding(f"{word} leak", name, splits, files, note)
 
 
 def _same_pictures(table: _Pictures, pixels: list[bytes]) -> Iterable[Finding]:
@@ -258,12 +257,9 @@ def _same_pictures(table: _Pictures, pixels: list[bytes]) -> Iterable[Finding]:
 
 def _near_pictures(table: _Pictures, pixels: list[bytes], hashes: np.ndarray) -> Iterable[Finding]:
     split, pixel = (np.unique(column, return_inverse=True)[1] for column in (table.split, np.array(pixels)))
-    group = np.zeros(len(split), int)
-    if table.groups is not None:
-        group = np.where(table.groups == "", -1, np.unique(table.groups, return_inverse=True)[1])
-    lit = hashes.any(
-        1
-    )  # a picture that nowhere brightens to the right, such as one of one colour, has nothing to compare
+    groups = table.keys.get("group", np.full(len(split), ""))
+    group = np.where(groups == "", -1, np.unique(groups, return_inverse=True)[1])
+    lit = hashes.any(1)  # one that nowhere brightens to the right, as of a single colour, has nothing to compare
     sets = {kind: NearSets(len(split)) for kind in ("near, splits", "near, groups", "near")}
     for pairs in near_pairs(hashes):
         i, j = pairs[:, 0], pairs[:, 1]
@@ -276,13 +272,13 @@ def _near_pictures(table: _Pictures, pixels: list[bytes], hashes: np.ndarray) ->
             splits, files = table.where(chosen)
             name = Path(files[0]).name
             if kind == "near, groups":
-                name = " and ".join(sorted(set(table.groups[chosen])))
+                name = " and ".join(sorted(set(groups[chosen])))
             note = f"{len(files)} files; the nearest two differ in {bits} of {hashes.shape[1]} bits"
             yield Finding(kind, name, splits, files, note)
 
 
 def _clip_classes(table: _Pictures, data: DataConfig) -> Iterable[Finding]:
-    for name, chosen in sorted(_members(table.clips.tolist() if table.clips is not None else []).items()):
+    for name, chosen in sorted(_members(table.keys.get("clip", ())).items()):
         counts = Counter(c for c in table.image_class[chosen].tolist() if c >= 0)
         if len(counts) > 1:
             note = ", ".join(f"{n} {data.cls_names[c]}" for c, n in counts.most_common())

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,10 @@ class DataConfig:
     def __post_init__(self):
         if self.cls_names is None:
             self.cls_names = {i: f"image_class{i}" for i in range(self.cls_nc)}
+
+    def with_one_class(self) -> DataConfig:
+        """The same data with all object classes as one, as `--single-cls` takes them."""
+        return replace(self, nc=1, names=self.names if len(self.names) == 1 else {0: "item"})
 
     @property
     def source(self) -> str:

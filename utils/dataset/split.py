@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.dataset.config import DataConfig
-from utils.dataset.files import image_to_label_path
+from utils.dataset.files import image_to_label_path, read_list
 from utils.dataset.scan import DatasetIndex, scan_dataset
 from utils.system.yamls import load_yaml, save_yaml
 
@@ -192,10 +192,9 @@ def write_folds(
 
 def is_fold_of(fold: DataConfig, data: DataConfig) -> bool:
     """Whether a fold, read from its yaml, divides the training and validation pictures that these data have now."""
-    listed = [Path(f).read_text(encoding="utf-8").split("\n") for f in fold.train + fold.val]
-    return fold.group == data.group and sorted(line for lines in listed for line in lines if line) == sorted(
-        listed_paths(scan_dataset([*data.train, *data.val], data.nc, data.cls_nc, root=data.path, verbose=False))
-    )
+    index = scan_dataset([*data.train, *data.val], data.nc, data.cls_nc, root=data.path, verbose=False)
+    listed = [text for file in fold.train + fold.val for _, text, _ in read_list(file)]
+    return fold.group == data.group and sorted(listed) == sorted(listed_paths(index))
 
 
 def listed_paths(index: DatasetIndex) -> list[str]:
