@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from browser import seen_on_a_phone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -99,6 +100,7 @@ def test_every_planted_fault_is_found_once(tmp_path, capsys):
         found[f["kind"]].append(f["name"])
     assert found["unreadable"] == [str(tmp_path / "set/train/images/p6_c1_f2<b>.png")]
     assert [Path(name).name for name in found["row"]] == ["p6_c1_f0.txt:1"]
+    assert [f["note"].count("no image row") for f in report["findings"] if f["kind"] == "row"] == [1]
     assert found["group leak"] == ["p3"] and found["clip leak"] == ["p3_c1"]
     assert found["same picture, splits"] == ["p3_c1_f7.png"] and found["same picture"] == ["p7_c1_f0.png"]
     assert found["clip classes"] == ["p5_c1"]
@@ -121,6 +123,14 @@ def test_the_page_stands_alone_and_escapes_names(tmp_path):
     assert page.loads and all(link.startswith("data:") for link in page.loads)
     assert "p6_c1_f2<b>.png" in page.text  # as text, not as a tag
     assert "img" in page.tags and "script" not in page.tags
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(tmp_path):
+    run(make_set(tmp_path / "set", faults=True), tmp_path / "out")
+    pictures, missing, wider = seen_on_a_phone(tmp_path / "out" / "report.html", tmp_path / "browser")
+    assert pictures == Page(tmp_path / "out" / "report.html").tags.count("img") > 0
+    assert (missing, wider) == (0, 0)
 
 
 def test_exit_codes_of_the_command(tmp_path, monkeypatch):

@@ -6,13 +6,12 @@ import csv
 import itertools
 import json
 import math
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import seen_on_a_phone
 from fake_comparison import TABLE, fake_runs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -207,21 +206,5 @@ def test_pictures_of_one_stem_are_not_taken_for_each_other(data, tmp_path):
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(data, tmp_path):
-    """Headless Chromium, without a network: no error on the console, every picture is shown, no sideways scrolling."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs Chromium")
     write_report(fake_runs(data, tmp_path / "out", TABLE), {}, tmp_path / "out", ["compare"])
-    page = (tmp_path / "out" / "report.html").read_text()
-    probe = (
-        "<script>onload = () => document.title = 'pictures ' + document.images.length + ' broken ' + "
-        "[...document.images].filter(i => !i.naturalWidth).length + ' wide ' + "
-        "(document.documentElement.scrollWidth > innerWidth)</script></body>"
-    )
-    (tmp_path / "probe.html").write_text(page.replace("</body>", probe))
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --enable-logging=stderr --window-size=500,900 --dump-dom"
-    command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "probe.html").as_uri()]
-    seen = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in seen.stderr
-    assert "<title>pictures 11 broken 0 wide false</title>" in seen.stdout
+    assert seen_on_a_phone(tmp_path / "out" / "report.html", tmp_path / "browser") == (11, 0, 0)

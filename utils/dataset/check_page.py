@@ -25,7 +25,7 @@ def report_page(report: Report, title: str, boxes: dict[str, np.ndarray]) -> str
         f'<p class="{"bad" if report.serious else "good"}">This data set {verdict}.</p>',
         table(("", "count"), [(n, c) for n, c in report.counts.items() if n not in KINDS]),
         table(
-            ("finding", "count", "fails the check"),
+            ("finding", "count", "fails the check if found"),
             [(k.title, report.counts[name], "yes" if k.serious else "no") for name, k in KINDS.items()],
         ),
     ]

@@ -10,7 +10,8 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --dim: #888; --good: #1a7f37; --bad: #c0392b; }
 body { font: 16px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 0 1rem 3rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
-.wide { overflow-x: auto; } .dim { color: var(--dim); } .bad { color: var(--bad); } .good { color: var(--good); }
+.wide { overflow-x: auto; margin-bottom: 1.2rem; }
+.dim { color: var(--dim); } .bad { color: var(--bad); } .good { color: var(--good); }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; }
