@@ -45,7 +45,7 @@ from utils.results.balance import plot_task_weights
 from utils.results.curves import plot_results
 from utils.results.label_figures import plot_labels
 from utils.system.command_line import one_sentence
-from utils.system.devices import broadcast_object, device_ids, init_world, leave_world, select_device
+from utils.system.devices import broadcast_object, data_parallel, device_ids, init_world, leave_world, select_device
 from utils.system.paths import ROOT, find_file
 from utils.system.process import launch_per_gpu
 from utils.system.voice import say
@@ -80,8 +80,7 @@ def train(opt: Options, hyp: dict, resumed: Checkpoint | None = None) -> dict:
         stopper.load_state_dict(resumed.train_state["stopper"])
     net = model
     if run.world.distributed:
-        ids = [run.device.index] if run.device.type == "cuda" else None
-        net = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        net = data_parallel(model, run.device)
     logger = open_records(run, criterion, model, train_index, first_epoch if resumed else None) if main else None
     say(*summary(run, engine, loader, first_epoch))
     whole_from = opt.epochs - min(opt.close_mosaic, opt.epochs // 2)

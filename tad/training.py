@@ -28,7 +28,7 @@ from tad.segments import points
 from tad.summary import training_summary, write_summary
 from tad.validation import metrics_of, predict_with_bar, report_problems, table, truth_of, val_loader, write_results
 from utils.balancing.fixed import Fixed
-from utils.system.devices import World, all_reduce_mean, describe_device, peak_memory_gb
+from utils.system.devices import World, all_reduce_mean, data_parallel, describe_device, peak_memory_gb
 from utils.system.process import SafeStop
 from utils.system.voice import say
 from utils.training.average import ModelEMA
@@ -194,8 +194,7 @@ def train(run: Run, resumed: Checkpoint | None = None) -> dict:
         stopper.load_state_dict(resumed.train_state["stopper"])
     net = model
     if world.distributed:
-        ids = [run.device.index] if run.device.type == "cuda" else None
-        net = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        net = data_parallel(model, run.device, share_buffers=False)  # each counts the positives of its own batches
     logger = None
     if main:
         logger = RunLogger(run.save_dir, columns(run))

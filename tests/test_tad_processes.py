@@ -11,7 +11,7 @@ from tad_golden import clip, small_model
 from tad_set import make_set
 from two_processes import command, run_as_two
 
-from utils.system.devices import init_world
+from utils.system.devices import data_parallel, init_world
 from utils.weights.checkpoint import load_checkpoint
 
 
@@ -57,13 +57,13 @@ def shared_gradients() -> dict[str, torch.Tensor]:
     world = init_world(torch.device("cpu"))
     backbone = small_model().backbone
     backbone.checkpointing = True
-    found = gradients(torch.nn.parallel.DistributedDataParallel(backbone, broadcast_buffers=False), world.rank)
+    found = gradients(data_parallel(backbone, torch.device("cpu"), share_buffers=False), world.rank)
     torch.distributed.destroy_process_group()
     return found
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*broadcast_buffers")
+@pytest.mark.filterwarnings("error:.*_buffers")
 def test_gradients_of_recomputed_adapters_are_shared(second):
     shared, _ = run_as_two(second, shared_gradients)
     alone = [gradients(small_model().backbone, seed) for seed in (0, 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import inspect
 import os
 import platform
 import sys
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from utils.system import machine
 from utils.system.arguments import AMP_CHOICES
@@ -184,6 +187,20 @@ def synchronize(device: torch.device) -> None:
 def local_rank() -> int:
     """This process's number on its machine as `torchrun` set it; 0 without `torchrun`."""
     return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def data_parallel(model: nn.Module, device: torch.device, share_buffers: bool = True) -> DistributedDataParallel:
+    """The model as each process of a run calls it, so that gradients are averaged.
+
+    Args:
+        device: of this process.
+        share_buffers: every forward pass starts from the buffers of process 0; else each process keeps its own.
+    """
+    ids = [device.index] if device.type == "cuda" else None
+    # PyTorch 2.13 renamed it, and warns of the old name
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if renamed else "broadcast_buffers"
+    return DistributedDataParallel(model, device_ids=ids, **{option: share_buffers})
 
 
 @dataclass(frozen=True)
