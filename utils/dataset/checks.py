@@ -219,8 +219,7 @@ class NearSets:
 def _problems(split: str, index: DatasetIndex) -> Iterable[Finding]:
     for p in index.problems:
         place = p.file if p.line is None else f"{p.file}:{p.line}"
-        note = p.reason if p.reason.startswith(p.kind) else f"{p.kind}: {p.reason}"
-        yield Finding(_ROOM_OF_PROBLEM.get(p.kind, "row"), place, (split,), (p.file,), note)
+        yield Finding(_ROOM_OF_PROBLEM.get(p.kind, "row"), place, (split,), (p.file,), p.reason)
 
 
 def _members(keys: Iterable) -> dict:
