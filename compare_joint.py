@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils.system.arguments import check_ranges, tell_ranges
@@ -40,7 +41,10 @@ def parse_opt(args: list[str] | None = None) -> tuple[argparse.Namespace, list[s
     add("--seeds", type=int, default=3, help="seeds 0 to N - 1")
     add("--epochs", type=int, default=20)
     add("--folds", type=int, metavar="K", help="on K group-disjoint folds of train and val in place of these splits")
-    add("--group-regex", help="finds the group (patient …) in a file name, see check_data.py; or `group:` in the data")
+    add(
+        "--group-regex",
+        help="finds the group (patient …) in a file name; or `group:` in the data. For folds, intervals",
+    )
     add("--out", help="folder of runs and report; runs/compare/NAME of the data yaml where left out")
     add("--device", default="", help="cpu, or GPUs such as 0,1: one run each; empty: the best one")
     add("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on a Ray cluster (pip install ray)")
@@ -58,7 +62,8 @@ from compare.report import write_report
 from compare.results import read_run
 from compare.runs import Job, parse_strategy, plan, run_all, run_on_ray
 from utils.dataset.config import DataConfig, ensure_data, load_data_config, pattern
-from utils.dataset.split import divide, is_fold_of
+from utils.dataset.scan import scan_dataset
+from utils.dataset.split import divide, is_fold_of, need_groups
 from utils.system.command_line import one_sentence
 from utils.system.voice import say, warn
 
@@ -84,6 +89,21 @@ def data_yamls(data: DataConfig, opt: argparse.Namespace, out: Path) -> dict[str
     return files
 
 
+def usable_pattern(yamls: Iterable[Path], group: str | None) -> str:
+    """The pattern where it finds a group in every picture that is validated on, else '', with a line on why."""
+    if not group:
+        return ""
+    for file in yamls:
+        data = load_data_config(file)
+        try:
+            found = scan_dataset(data.val, data.nc, data.cls_nc, root=data.path, prefix="val", verbose=False)
+            need_groups(found.im_files, group)
+        except (OSError, ValueError) as error:
+            warn(f"no intervals over groups: {error}")
+            return ""
+    return group
+
+
 def main(opt: argparse.Namespace, budget: list[str]) -> int:
     """Run the command line; returns the exit code, 1 where a run failed."""
     check_ranges(vars(opt))
@@ -95,7 +115,9 @@ def main(opt: argparse.Namespace, budget: list[str]) -> int:
         raise ValueError(f"{data.source}: has no image classes (cls_nc), which {', '.join(joint)} would learn")
     out = Path(opt.out or ROOT / "runs/compare" / Path(opt.data).stem).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    jobs = plan(strategies, range(opt.seeds), data_yamls(data, opt, out), opt.model, budget, opt.epochs, out)
+    yamls = data_yamls(data, opt, out)
+    group = usable_pattern(yamls.values(), data.group)
+    jobs = plan(strategies, range(opt.seeds), yamls, opt.model, budget, opt.epochs, out, group)
     failed: dict[str, str] = {}
     try:
         if opt.ray:

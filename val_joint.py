@@ -72,7 +72,7 @@ from utils.boxes import check_img_size
 from utils.dataset.config import DataConfig, load_data_config, pattern
 from utils.dataset.scan import DatasetIndex
 from utils.dataset.split import need_groups
-from utils.results.intervals import interval_lines
+from utils.results.intervals import DRAWS_FILE, interval_lines, write_draws
 from utils.results.validation import (
     DETAILS,
     PLOTTED_BATCHES,
@@ -170,10 +170,16 @@ def run(
     settings |= {"imgsz": imgsz, "dtype": str(predictor.dtype or torch.float32).removeprefix("torch.")}
     results = evaluator.compute(opt.fitness_weight) | {"settings": settings}
     tell(evaluator, results, opt, in_training)
+    draws: dict = {}
     if opt.bootstrap:
-        results["intervals"] = evaluator.intervals(dataloader.dataset.index, groups, opt.bootstrap)
+        results["intervals"], draws = evaluator.intervals(dataloader.dataset.index, groups, opt.bootstrap)
+        results["intervals"]["pattern"] = opt.group_regex or data.group
         say(*interval_lines(results["intervals"], results))
     write(evaluator, results, opt, Path(save_dir), plots, weights, dataloader)
+    drawn = Path(save_dir) / DRAWS_FILE
+    drawn.unlink(missing_ok=True)  # of another validation into this folder
+    if draws:
+        write_draws(draws, drawn)
     if not in_training:
         say(f"Results saved to {save_dir}")
     return results

@@ -20,6 +20,7 @@ from compare.results import (
     best_strategy,
     by_strategy,
     delta_m,
+    difference_on_draws,
     paired_difference,
     spread,
     write_csv,
@@ -27,7 +28,7 @@ from compare.results import (
 from utils.dataset.config import DataConfig, load_data_config
 from utils.dataset.index import DatasetIndex
 from utils.dataset.scan import scan_dataset
-from utils.dataset.split import find_groups, leaking_groups
+from utils.dataset.split import FEW_GROUPS, find_groups, leaking_groups
 from utils.results.figures import save
 from utils.system import pages
 
@@ -60,11 +61,13 @@ def write_report(
     groups = by_strategy(runs)
     data = _data(runs[0], group)
     write_csv(runs, folder / "results.csv")
-    summary = [_summary(runs, planned or len(runs)), *_leak_lines(runs, group)]
+    summary = [_summary(runs, planned or len(runs)), *_leak_lines(runs, group), *_draw_lines(runs)]
     tables = [
         ("Results", *results_table(groups)),
         ("Differences to one task alone", *differences_table(groups)),
+        ("What other groups would change", *groups_table(groups)),
     ]
+    tables = [table for table in tables if table[2]]
     pictures = {
         "pareto": figures.pareto_picture(groups),
         "curves": figures.training_curves(groups),
@@ -122,8 +125,7 @@ def differences_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[
     for name, runs in groups.items():
         cells, pairs = [], 0
         for key in keys:
-            reference = DETECTION_REFERENCE if METRICS[key].task == "det" else IMAGE_REFERENCE
-            found = None if name == reference else paired_difference(runs, groups.get(reference, []), key)
+            found = paired_difference(runs, _reference(groups, name, key), key)
             if found is None:
                 cells.append("–")
                 continue
@@ -141,6 +143,34 @@ def differences_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[
         "leaves out 0."
     )
     return header, rows, note
+
+
+def groups_table(groups: Mapping[str, list[Run]]) -> tuple[list[str], list[list[str]], str]:
+    """Header, rows and a note: the intervals of the differences over draws of groups, where they were drawn."""
+    keys = [key for key in METRICS if any(key in (run.draws or {}) for runs in groups.values() for run in runs)]
+    rows = []
+    for name, runs in groups.items():
+        cells = []
+        for key in keys:
+            ends = difference_on_draws(runs, _reference(groups, name, key), key)
+            digits = METRICS[key].digits
+            text = "–" if ends is None else f"{ends[0]:+.{digits}f} to {ends[1]:+.{digits}f}"
+            cells.append(f"**{text}**" if ends is not None and ends[0] * ends[1] > 0 else text)
+        if set(cells) - {"–"}:
+            rows.append([name, *cells])
+    note = (
+        "95 % intervals of the differences above over draws of the groups that were validated on, each with all its "
+        "pictures, the same for both networks; seeds and folds are averaged. They hold for these networks: what "
+        "another training would change is not in them. Where the groups were trained on, too, they say nothing of new "
+        "ones. A class in too few groups leaves a mean over it without one. **Bold**: the interval leaves out 0."
+    )
+    return ["strategy", *(METRICS[k].title for k in keys)], rows, note
+
+
+def _reference(groups: Mapping[str, list[Run]], name: str, key: str) -> list[Run]:
+    """The runs that this figure of a strategy is set against; none for those themselves."""
+    reference = DETECTION_REFERENCE if METRICS[key].task == "det" else IMAGE_REFERENCE
+    return [] if name == reference else groups.get(reference, [])
 
 
 def _summary(runs: Sequence[Run], planned: int) -> str:
@@ -190,6 +220,20 @@ def _leak_lines(runs: Sequence[Run], group: str | None) -> list[str]:
                     "are too good; --folds keeps groups apart"
                 )
     return lines or ([f"None of {count} groups is both trained on and validated on"] if count else [])
+
+
+def _draw_lines(runs: Sequence[Run]) -> list[str]:
+    """Why there is less of the intervals over groups than the pattern promises."""
+    if not runs[0].job.group:
+        return []
+    if missing := sum(run.draws is None for run in runs):
+        return [
+            f"{missing} of {len(runs)} runs were validated without drawing these groups, so they are in no interval "
+            "over groups; those whose finished.json is deleted are validated anew by the same command"
+        ]
+    if not any(run.draws for run in runs):
+        return [f"No interval over groups: a class stands in fewer than {FEW_GROUPS} of those that are validated on"]
+    return []
 
 
 def _disagreements(runs: Sequence[Run]) -> list[tuple[bytes, str]]:

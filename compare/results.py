@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from compare.runs import Job
+from compare.runs import DRAW_COUNT, Job
+from utils.results.intervals import DRAWS_FILE, Interval, middle_95, read_draws
 
 DETECTION_REFERENCE, IMAGE_REFERENCE = "det-only", "cls-only"
 
@@ -53,12 +54,14 @@ METRICS = {
 
 @dataclass(eq=False)
 class Run:
-    """A finished run: where it stands, its figures (None: not of this network), its epochs and confusion matrices."""
+    """A finished run: where it stands, its figures (None: not of this network), its epochs and confusion matrices, and
+    figures on draws of the groups that it was validated on (see `group_intervals`; None where none were drawn)."""
 
     job: Job
     figures: dict[str, float | None]
     epochs: list[dict]
     confusion: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray] | None = None
 
     @property
     def strategy(self) -> str:
@@ -94,7 +97,15 @@ def read_run(job: Job) -> Run:
     figures = {k: None if METRICS[k].task in off else v for k, v in figures.items()}
     confusion = {"det": detection.get("confusion_matrix"), "image": image.get("confusion_matrix")}
     confusion = {k: np.array(v) for k, v in confusion.items() if v is not None and k not in off}
-    return Run(job, figures, epochs, confusion)
+    return Run(job, figures, epochs, confusion, _draws(job, results.get("intervals")))
+
+
+def _draws(job: Job, intervals: dict | None) -> dict[str, np.ndarray] | None:
+    """Those of the comparison's own number and pattern: only they are the same for all runs."""
+    if not intervals or (intervals["draws"], intervals.get("pattern")) != (DRAW_COUNT, job.group):
+        return None
+    file = job.folder / "val" / DRAWS_FILE
+    return read_draws(file) if file.exists() else {}
 
 
 def by_strategy(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -168,6 +179,27 @@ def paired_difference(runs: Sequence[Run], reference: Sequence[Run], key: str) -
     mean, sd = mean_sd(units)
     half = float(stats.t.ppf(0.975, len(units) - 1)) * sd / math.sqrt(len(units)) if len(units) > 1 else math.nan
     return mean, half, sum(map(len, by_fold.values()))
+
+
+def difference_on_draws(runs: Sequence[Run], reference: Sequence[Run], key: str) -> Interval | None:
+    """95 % interval of the mean of `paired_difference` over draws of the groups that were validated on: a draw has the
+    same groups for both runs of a pair, and for all seeds of a fold. None unless every pair of runs has draws.
+
+    It says what other groups (patients …) would change, not what another training would: the networks are these.
+    """
+    of_reference = {(r.job.seed, r.job.fold): r for r in reference}
+    by_fold: dict[str, list[np.ndarray]] = {}
+    for ours in runs:
+        theirs = of_reference.get((ours.job.seed, ours.job.fold))
+        if theirs is None or ours.figures[key] is None or theirs.figures[key] is None:
+            continue
+        if key not in (ours.draws or {}) or key not in (theirs.draws or {}):
+            return None
+        by_fold.setdefault(ours.job.fold, []).append(ours.draws[key] - theirs.draws[key])
+    if not by_fold:
+        return None
+    rng = np.random.default_rng(0)  # folds have other groups, so that no draw of one belongs to one of another
+    return middle_95(np.mean([rng.permutation(np.mean(ds, 0)) for ds in by_fold.values()], 0))
 
 
 def delta_m(groups: dict[str, list[Run]], name: str) -> float | None:

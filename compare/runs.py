@@ -33,6 +33,7 @@ NAMED: dict[str, tuple[str, tuple[str, ...]]] = {
     # as published; `gradnorm` has the default priorities of train_joint.py, and is `joint`
     "gradnorm-equal": ("_cls", ("--balancer", "gradnorm", "--task-priorities", "1", "1")),
 }
+DRAW_COUNT = 1000  # how often the validation draws groups for its intervals
 # Options of train_joint.py that a comparison sets itself, those of the budget, which all strategies share, and those
 # that make a strategy what it is.
 OWN_OPTIONS = ("--data", "--seed", "--project", "--name", "--exist-ok", "--resume", "--evolve", "--device", "--epochs")
@@ -93,6 +94,7 @@ class Job:
         fold: name of the data split in the report.
         folder: the training's own; `val` in it holds the validation of its last network.
         options: of train_joint.py, without the device.
+        group: pattern of the groups that the validation draws for its intervals; '' for none.
     """
 
     strategy: Strategy
@@ -100,6 +102,7 @@ class Job:
     fold: str
     folder: Path
     options: tuple[str, ...]
+    group: str = ""
 
     @property
     def name(self) -> str:
@@ -127,6 +130,7 @@ def plan(
     budget: Sequence[str],
     epochs: int,
     out: Path,
+    group: str = "",
 ) -> list[Job]:
     """All runs, seed by seed, so that a comparison that is cut short has something of every strategy.
 
@@ -134,6 +138,7 @@ def plan(
         folds: data yamls by name.
         model: such as `yolov5n`, to which the endings of the strategies are added.
         budget: options of train_joint.py that hold for all.
+        group: see `Job`; it finds a group in the name of every picture that is validated on.
 
     Raises:
         ValueError: a run in `out` was made with other options; two strategies have one name; the budget holds what
@@ -149,7 +154,7 @@ def plan(
             for s in strategies:
                 folder = out / fold / f"{_folder_name(s.name)}_seed{seed}"
                 options = ("--data", str(data), "--cfg", f"{model}{s.ending}.yaml", "--seed", str(seed), *budget)
-                jobs.append(Job(s, seed, fold, folder, (*options, *s.options)))
+                jobs.append(Job(s, seed, fold, folder, (*options, *s.options), group))
     for job in jobs:
         note = job.folder.with_name(f"{job.folder.name}.json")
         if note.exists() and json.loads(note.read_text()) != list(job.options):
@@ -200,6 +205,7 @@ def perform(job: Job, device: str, cwd: str | None = None) -> str:
         size = ("--imgsz", str(opt["imgsz"]), "--batch-size", str(batch))
         what = ["--data", opt["data"], "--weights", str(last), "--workers", str(opt["workers"])]
         what += ["--single-cls"] if opt["single_cls"] else []
+        what += ["--bootstrap", str(DRAW_COUNT), f"--group-regex={job.group}"] if job.group else []
         place = ("--project", str(job.folder), "--name", "val", "--exist-ok", "--save-txt", "--save-conf")
         if not call("val_joint.py", *what, *size, *place):
             return f"validation failed ({last_line(job.log)}); see {job.log}"

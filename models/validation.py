@@ -139,8 +139,8 @@ class Evaluator:
         self.merge(gather_objects(self.collected, self.world)[1:])
         return self.world.is_main
 
-    def intervals(self, index: DatasetIndex, groups: dict[str, str], draws: int) -> dict:
-        """Intervals over groups (by picture file) of what was validated; see `group_intervals`."""
+    def intervals(self, index: DatasetIndex, groups: dict[str, str], draws: int) -> tuple[dict, dict]:
+        """Intervals over groups (by picture file) of what was validated, and the draws; see `group_intervals`."""
         pictures, image = [picture for _, picture in self.collected.pictures], None
         if self.cls_names:
             true = dict(zip(map(str, index.im_files), index.image_class.tolist(), strict=True))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from compare.results import read_run
-from compare.runs import parse_strategy, plan
+from compare.runs import DRAW_COUNT, parse_strategy, plan
+from utils.results.intervals import DRAWS_FILE, write_draws
 from utils.system.yamls import save_yaml
 
 ZERO = dict.fromkeys(("precision", "recall", "f1", "map50", "map50_95"), 0.0)
@@ -20,10 +23,14 @@ TABLE = {
 
 
 def fake_runs(
-    data: Path, folder: Path, table: dict[str, list[tuple[float | None, float | None]]], folds: tuple = ("published",)
+    data: Path,
+    folder: Path,
+    table: dict[str, list[tuple[float | None, float | None]]],
+    folds: tuple = ("published",),
+    group: str = "",
 ) -> list:
     """Finished runs with these (mAP50-95, accuracy), as trainings would leave them: the folds of one seed, then those
-    of the next."""
+    of the next. With a pattern of groups, every draw of them is up to 0.1 above."""
     jobs = plan(
         [parse_strategy(name) for name in table],
         range(-(-max(map(len, table.values())) // len(folds))),
@@ -32,6 +39,7 @@ def fake_runs(
         [],
         2,
         folder,
+        group,
     )
     runs = []
     for job in jobs:
@@ -45,6 +53,11 @@ def fake_runs(
         image = None if accuracy is None else image | {"confusion_matrix": [[3, 1], [0, 2]]}
         speed = {"preprocess": 1.0, "inference": 2.0, "nms": 3.0}
         metrics = {"detection": detection, "image": image, "speed_ms": speed}
+        if group:
+            metrics["intervals"] = {"draws": DRAW_COUNT, "pattern": group}
+            figures = {"map50_95": map50_95, "accuracy": accuracy}
+            draws = {k: v + np.linspace(0, 0.1, DRAW_COUNT) for k, v in figures.items() if v is not None}
+            write_draws(draws, job.folder / "val" / DRAWS_FILE)
         (job.folder / "val" / "metrics.json").write_text(json.dumps(metrics))
         weights = {"det": 0.0 if map50_95 is None else 1.0} | ({} if accuracy is None else {"image": 1.0})
         options = job.options[job.options.index("--task-weights") + 1 :] if "--task-weights" in job.options else ()

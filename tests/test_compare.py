@@ -189,6 +189,8 @@ def test_the_command_on_folds(data, tiny, tmp_path, monkeypatch, here):
     monkeypatch.setattr("sys.argv", ["compare_joint.py", *args])
     assert compare_joint.main(*compare_joint.parse_opt(args)) == 0
     report = (tmp_path / "o" / "report.md").read_text()
+    for fold in ("fold0", "fold1"):
+        assert "--bootstrap 1000" in (tmp_path / "o" / fold / "det-only_seed0.log").read_text()
     assert "fold0, fold1" in report and "None of 10 groups is both trained on and validated on" in report
     with pytest.raises(ValueError, match="holds other folds"):
         compare_joint.main(*compare_joint.parse_opt([*args, "--folds", "3"]))
@@ -198,6 +200,13 @@ def test_the_command_on_folds(data, tiny, tmp_path, monkeypatch, here):
     save_yaml(data, load_yaml(data) | {"cls_nc": 0, "cls_names": []})
     with pytest.raises(ValueError, match="has no image classes .* which joint, uw would learn"):
         compare_joint.main(*compare_joint.parse_opt([*args, "--strategies", "joint", "det-only", "uw"]))
+
+
+def test_groups_are_drawn_where_every_picture_has_one(data, capsys):
+    assert compare_joint.usable_pattern([data], None) == "" == capsys.readouterr().out
+    assert compare_joint.usable_pattern([data], r"^(\d+)") == r"^(\d+)"
+    assert compare_joint.usable_pattern([data], r"^(\d)\.") == ""
+    assert "no intervals over groups: 2 of 12 pictures have no group" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from compare.results import (
     best_strategy,
     by_strategy,
     delta_m,
+    difference_on_draws,
     paired_difference,
     pareto_front,
     read_run,
@@ -65,6 +66,27 @@ def test_an_interval_on_folds_is_over_the_folds(data, tmp_path):
     assert best_strategy(groups, "map50_95") == "joint"  # leads in every pair, though the folds lie far apart
     one = {name: runs[:3] for name, runs in groups.items()}
     assert math.isnan(spread(one["joint"], "map50_95")[1])
+
+
+def test_an_interval_over_groups_averages_seeds_and_folds(data, tmp_path):
+    """Two seeds of two folds: what only a seed does goes out of the mean, and of two folds each draws by itself."""
+    table = {"joint": [(0.2, 0.9)] * 4, "det-only": [(0.2, None)] * 4}
+    groups = by_strategy(fake_runs(data, tmp_path / "out", table, ("fold0", "fold1")))
+    rng = np.random.default_rng(1)
+    of_fold = {fold: rng.normal(0, 0.01, 4000) for fold in ("fold0", "fold1")}
+    for ours, theirs in zip(groups["joint"], groups["det-only"], strict=True):
+        theirs.draws = {"map50_95": rng.normal(0.2, 0.05, 4000)}
+        sign = 1 if ours.job.seed else -1
+        ours.draws = {"map50_95": theirs.draws["map50_95"] + of_fold[ours.job.fold] + sign * 0.5 + 0.03}
+    low, high = difference_on_draws(groups["joint"], groups["det-only"], "map50_95")
+    half = 1.96 * 0.01 / math.sqrt(2)
+    assert (low, high) == (pytest.approx(0.03 - half, abs=0.001), pytest.approx(0.03 + half, abs=0.001))
+    one = [r for r in groups["joint"] if r.job.fold == "fold0"]
+    low, high = difference_on_draws(one, groups["det-only"], "map50_95")
+    assert high - low == pytest.approx(2 * 1.96 * 0.01, abs=0.002)
+    assert difference_on_draws(groups["joint"], groups["det-only"], "accuracy") is None  # not of this network
+    one[0].draws = {}
+    assert difference_on_draws(groups["joint"], groups["det-only"], "map50_95") is None  # a mean over some is another
 
 
 def test_what_some_runs_lack_is_compared_over_the_others(data, tmp_path):
@@ -154,6 +176,7 @@ def test_the_report_has_what_was_measured_and_loads_nothing(data, tmp_path):
     runs = fake_runs(data, tmp_path / "out", TABLE)
     write_report(runs, {"uw, seed 0, published": "training failed (why)"}, tmp_path / "out", ["compare", "x y"])
     markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "other groups" not in markdown  # none were drawn
     assert "| gradnorm | 2 |" in markdown and "0.220 ± 0.028" in markdown and "training failed (why)" in markdown
     for picture in ("pareto", "curves", "balance", "confusion_detection", "confusion_image"):
         assert (tmp_path / "out" / f"{picture}.png").stat().st_size > 5000 and f"({picture}.png)" in markdown
@@ -166,6 +189,29 @@ def test_the_report_has_what_was_measured_and_loads_nothing(data, tmp_path):
         rows = list(csv.DictReader(f))
     assert len(rows) == 8 and rows[0]["strategy"] == "gradnorm" and float(rows[0]["map50_95"]) == 0.2
     assert set(METRICS) <= set(rows[0]) and {r["accuracy"] for r in rows if r["strategy"] == "det-only"} == {""}
+
+
+@pytest.mark.slow
+def test_the_report_says_what_other_groups_would_change(data, tmp_path):
+    runs = fake_runs(data, tmp_path / "out", TABLE, group=r"^(\d+)")
+    write_report(runs, {}, tmp_path / "out", ["compare"])
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    table = markdown.partition("## What other groups would change")[2].partition("##")[0]
+    assert "| strategy | mAP50-95 | accuracy |" in table
+    assert "| gradnorm | **-0.090 to -0.090** | **+0.010 to +0.010** |" in table
+    assert "| det-only" not in table and "| cls-only" not in table
+    metrics = runs[0].job.folder / "val" / "metrics.json"
+    metrics.write_text(metrics.read_text().replace(r"^(\\d+)", r"^(\\d)"))  # drawn with another pattern
+    runs[0] = read_run(runs[0].job)
+    write_report(runs, {}, tmp_path / "out", ["compare"])
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "1 of 8 runs were validated without drawing these groups" in markdown
+    assert "| gradnorm |" not in markdown.partition("## What other groups")[2]
+    for run in runs:
+        run.draws = {}
+    write_report(runs, {}, tmp_path / "out", ["compare"])
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "fewer than 5" in markdown and "## What other groups" not in markdown
 
 
 def test_curves_are_drawn_where_there_is_more_than_their_last_epoch(data, tmp_path):

@@ -9,7 +9,9 @@ that it enters.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from utils.dataset.split import FEW_GROUPS
 from utils.metrics import DetectionMetrics, ap_per_class, unique_keys
 
 Interval = tuple[float, float]
+DRAWS_FILE = "bootstrap.csv"  # the values of all draws, in the folder of a validation
 
 
 def group_intervals(
@@ -25,7 +28,7 @@ def group_intervals(
     draws: int,
     image: tuple[dict[int, str], np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
-) -> dict:
+) -> tuple[dict, dict[str, np.ndarray]]:
     """95 % intervals of mAP50 and mAP50-95 and, with `image`, of accuracy and balanced accuracy.
 
     Args:
@@ -35,8 +38,10 @@ def group_intervals(
         image: names of the image classes; int [n] true class of each picture (-1: unknown) and int [n] answered class.
 
     Returns:
-        `groups` and `draws` (numbers), `few` (classes with too few groups, and how many), and in `detection` and
-        `image` a (low, high) for each metric, or None. `detection` has `per_class` with those of each class.
+        First `groups` and `draws` (numbers), `few` (classes with too few groups, and how many), and in `detection` and
+        `image` a (low, high) for each metric, or None. `detection` has `per_class` with those of each class. Second the
+        values of all draws, [draws], by metric, of those that have an interval. Equal groups and seeds draw equally,
+        whatever the network: the differences of two networks' values are those of pairs.
     """
     rng = np.random.default_rng(seed)
     _, member = np.unique(np.asarray(groups), return_inverse=True)
@@ -60,21 +65,41 @@ def group_intervals(
     means = np.stack([_mean(box_values[:, :, k]) for k in range(2)], 1)
     keys = ("map50", "map50_95")
     per_class = {
-        names[c]: {key: _interval(box_values[:, c, k], in_groups[c] >= FEW_GROUPS) for k, key in enumerate(keys)}
+        names[c]: {key: middle_95(box_values[:, c, k], in_groups[c] >= FEW_GROUPS) for k, key in enumerate(keys)}
         for c in range(len(names))
     }
     out = {"groups": count, "draws": draws, "few": few}
-    out["detection"] = {key: _interval(means[:, k], enough) for k, key in enumerate(keys)} | {"per_class": per_class}
+    out["detection"] = {key: middle_95(means[:, k], enough) for k, key in enumerate(keys)} | {"per_class": per_class}
     out["image"] = None
+    values = dict(zip(keys, means.T, strict=True))
     if image is not None:
         views = unique_keys(image[0])
         in_groups = _groups_of([np.array([c]) if c >= 0 else np.array([], int) for c in image[1]], member, len(views))
         few_views = {views[c]: n for c, n in enumerate(in_groups) if 0 < n < FEW_GROUPS}
         enough = not few_views and count >= FEW_GROUPS
         few |= {f"{name} (image class)" if name in few else name: n for name, n in few_views.items()}
-        pairs = enumerate(("accuracy", "balanced_accuracy"))
-        out["image"] = {key: _interval(image_values[:, k], enough) for k, key in pairs}
-    return out
+        values |= dict(zip(("accuracy", "balanced_accuracy"), image_values.T, strict=True))
+        out["image"] = {key: middle_95(values[key], enough) for key in ("accuracy", "balanced_accuracy")}
+    ends = out["detection"] | (out["image"] or {})
+    return out, {key: column for key, column in values.items() if ends[key] is not None}
+
+
+def write_draws(values: dict[str, np.ndarray], file: Path) -> None:
+    """The values of `group_intervals` as a table: a metric a column, a draw a row (empty where it has no value)."""
+    with file.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(values)
+        writer.writerows(
+            [f"{v:.6g}" if np.isfinite(v) else "" for v in row] for row in zip(*values.values(), strict=True)
+        )
+
+
+def read_draws(file: Path) -> dict[str, np.ndarray]:
+    """What `write_draws` wrote."""
+    with file.open(newline="", encoding="utf-8") as f:
+        header, *rows = csv.reader(f)
+    columns = np.array([[float(v) if v else np.nan for v in row] for row in rows]).reshape(len(rows), len(header)).T
+    return dict(zip(header, columns, strict=True))
 
 
 def interval_lines(intervals: dict, results: dict) -> list[str]:
@@ -126,7 +151,9 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.where(counts, np.where(known, values, 0).sum(1) / np.maximum(counts, 1), np.nan)
 
 
-def _interval(values: np.ndarray, enough: bool) -> Interval | None:
+def middle_95(values: np.ndarray, enough: bool = True) -> Interval | None:
+    """From the 2.5th to the 97.5th percentile of the values that there are; None without any, or where they are not
+    enough."""
     values = values[np.isfinite(values)]
     if not enough or not len(values):
         return None
