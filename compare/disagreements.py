@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from utils.dataset.config import DataConfig
 from utils.dataset.pictures import read_picture
 from utils.dataset.scan import DatasetIndex
 from utils.results.drawing import colors
+from utils.system.paths import stems_of
 
 SURE = 0.25  # confidence from which a box counts as an answer
 FOUND = 0.5  # IoU with a labelled box of its class, from which it is right
@@ -62,17 +61,13 @@ def find_disagreements(
 
     Args:
         runs: one of each strategy, of one fold and seed; a task that a run does not answer is left out.
-        index: the pictures that all validated on. Those that share a stem are passed over, and those whose stem is such
-            a one with a number, as the files of their answers are called (`utils.system.paths.UniqueStems`).
+        index: the pictures that all validated on.
     """
     found = []
-    stems = [Path(str(file)).stem for file in index.im_files]
-    same = Counter(stem.casefold() for stem in stems)
-    for i, stem in enumerate(stems):
-        if same[stem.casefold()] > 1 or same[re.sub(r"_\d+$", "", stem).casefold()] > 1:
-            continue
-        place = Path("val", "labels", f"{stem}.txt")
-        answers = {r: read_answer(r.job.folder / place) for r in runs if (r.job.folder / place).exists()}
+    names = {run: stems_of(run.job.folder / "val") for run in runs}
+    for i, path in enumerate(map(str, index.im_files)):
+        files = {r: r.job.folder / "val" / "labels" / f"{names[r].get(path, Path(path).stem)}.txt" for r in runs}
+        answers = {r: read_answer(file) for r, file in files.items() if file.exists()}
         labels, view = index.labels(i), int(index.image_class[i])
         boxes = [right_box(a.box, labels) for r, a in answers.items() if r.figures["map50"] is not None]
         views = [a.image_class == view for r, a in answers.items() if r.figures["accuracy"] is not None and view >= 0]

@@ -22,6 +22,7 @@ from utils.dataset.labels import parse_label
 from utils.dataset.scan import scan_dataset
 from utils.results import coco
 from utils.results.validation import image_table, write_coco
+from utils.system.paths import stems_of
 
 BACKGROUNDS = (20, 60)  # grey level of the picture: its image class
 OBJECTS = (255, 180)  # grey level of a rectangle: its class
@@ -218,6 +219,19 @@ def test_label_files_without_the_image_row(data, tmp_path):
     for with_row, without in zip(rows[True], rows[False], strict=True):
         assert with_row[: len(without)] == without and sum(map(int, with_row[-1].split())) == 1
         assert all(len(row.split()) == 5 for row in without)  # every row unpacks, and none is empty
+
+
+def test_label_files_of_pictures_with_one_name(data, tmp_path, capsys):
+    write_picture(tmp_path / "set" / "more", "a", (160, 120), 1, {}, "0 1")
+    run(data | {"val": ["val/images", "more/images"]}, Oracle(), save_dir=tmp_path / "v", plots=False, save_txt=True)
+    stems = stems_of(tmp_path / "v")
+    assert f"{tmp_path / 'v' / 'names.csv'} says which result is whose" in capsys.readouterr().out
+    one, other = (str(tmp_path / "set" / folder / "images" / "a.png") for folder in ("val", "more"))
+    assert {stems[one], stems[other]} == {"a", "a_2"} and len(stems) == 6
+    assert len((tmp_path / "v" / "labels" / f"{stems[one]}.txt").read_text().split()) == 5 + 2
+    assert (tmp_path / "v" / "labels" / f"{stems[other]}.txt").read_text().split() == ["0", "1"]
+    run(data, Oracle(), save_dir=tmp_path / "w", plots=False, save_txt=True)
+    assert stems_of(tmp_path / "w") == {}
 
 
 def test_val_run_by_yolov5s_call(data, tmp_path):

@@ -126,13 +126,15 @@ def draw_batch(batch: int, images, targets, image_targets, found, probs, paths, 
 
 
 def write_labels(pictures: Sequence, folder: Path, with_conf: bool, image_row: bool = True) -> int:
-    """Writes a label file for each picture (see `models.validation.Picture`) and returns their number."""
+    """Writes a label file for each picture (see `models.validation.Picture`) and returns their number. Where a file has
+    another name than its picture, names.csv beside the folder says whose it is."""
     folder.mkdir(parents=True, exist_ok=True)
     stems = UniqueStems()
     for p in pictures:
         probs = p.probs if image_row else None
         text = label_text(p.with_known, probs, p.size, 0 if probs is None else len(probs), with_conf)
         (folder / f"{stems(p.path)}.txt").write_text(text, encoding="utf-8")
+    stems.save(folder.parent)
     return len(pictures)
 
 

@@ -102,6 +102,15 @@ class UniqueStems:
             say(f"Some inputs have the same name: {file} says which result is whose")
 
 
+def stems_of(folder: Path) -> dict[str, str]:
+    """The stem of each input by its path, as `UniqueStems.save` wrote them; empty where all have their own."""
+    file = folder / "names.csv"
+    if not file.exists():
+        return {}
+    with file.open(newline="", encoding="utf-8") as f:
+        return {row["path"]: row["name"] for row in csv.DictReader(f)}
+
+
 def _same_file(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
