@@ -185,7 +185,8 @@ def test_one_that_fails_is_alone_and_one_that_was_cut_goes_on(data, tiny, tmp_pa
 @pytest.mark.slow
 def test_the_command_on_folds(data, tiny, tmp_path, monkeypatch, here):
     args = ["--data", str(data), "--strategies", "det-only", "--seeds", "1", "--folds", "2", "--model", tiny]
-    args += ["--out", str(tmp_path / "o"), "--group-regex", r"^(\d)", "--device", "cpu", "--epochs", "1", *TINY]
+    args += ["--out", str(tmp_path / "o"), "--device", "cpu", "--epochs", "1", *TINY]
+    args += [r"--group-regex=-?^(\d)"]  # begins as an option does
     monkeypatch.setattr("sys.argv", ["compare_joint.py", *args])
     assert compare_joint.main(*compare_joint.parse_opt(args)) == 0
     report = (tmp_path / "o" / "report.md").read_text()

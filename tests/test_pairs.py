@@ -114,7 +114,8 @@ def test_a_script_without_a_guard_runs_once(images):
 def test_ctrl_c_ends_the_processes_too(images):
     slow = "import os, time; os.write(2, b'ready\\n'); time.sleep(1)"
     text = SCAN.replace("pairs._start = started", f'pairs._start, pairs.PROGRAM = started, r"{slow};" + pairs.PROGRAM')
-    command = [sys.executable, "-c", text.format(root=str(ROOT), images=str(images))]
+    heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # not so under `nohup … &`
+    command = [sys.executable, "-c", heeded + text.format(root=str(ROOT), images=str(images))]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
         numbers = [int(process.stdout.readline().split()[1]) for _ in range(2)]
