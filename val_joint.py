@@ -157,7 +157,7 @@ def run(
         kinds["square"] = fixed_size(model) is not None
         dataloader = make_loader(data, opt.task, imgsz, opt.batch_size, largest_stride(model), **kinds)
         predictor.warm_up((opt.batch_size, 3, imgsz, imgsz))
-    groups = groups_of(opt, data, dataloader.dataset.index) if opt.bootstrap else {}
+    regex, groups = groups_of(opt, data, dataloader.dataset.index) if opt.bootstrap else ("", {})
     bar = {"desc": f"{'Validating':>22}", "unit": "batch", "leave": False, "disable": not world.is_main}
     for batch in tqdm(dataloader, **bar):
         evaluator.update(batch)
@@ -173,7 +173,7 @@ def run(
     draws: dict = {}
     if opt.bootstrap:
         results["intervals"], draws = evaluator.intervals(dataloader.dataset.index, groups, opt.bootstrap)
-        results["intervals"]["pattern"] = opt.group_regex or data.group
+        results["intervals"]["pattern"] = regex
         say(*interval_lines(results["intervals"], results))
     write(evaluator, results, opt, Path(save_dir), plots, weights, dataloader)
     drawn = Path(save_dir) / DRAWS_FILE
@@ -204,12 +204,13 @@ def ask(model, weights, data: DataConfig, device, opt: argparse.Namespace, amp: 
     return Predictor(model, device, dtype, layout, opt.augment, multi_label=True, **nms)
 
 
-def groups_of(opt: argparse.Namespace, data: DataConfig, index: DatasetIndex) -> dict[str, str]:
-    """The group of each picture by its file, asked for before the network is: a wrong pattern costs no validation."""
+def groups_of(opt: argparse.Namespace, data: DataConfig, index: DatasetIndex) -> tuple[str, dict[str, str]]:
+    """The pattern, and the group of each picture by its file; asked for before the network is, so that a wrong pattern
+    costs no validation."""
     regex = pattern(opt.group_regex, "--group-regex") or data.group
     if regex is None:
         raise ValueError("--bootstrap draws groups: --group-regex (or `group:` in the data yaml) must say which")
-    return dict(zip(map(str, index.im_files), need_groups(index.im_files, regex), strict=True))
+    return regex, dict(zip(map(str, index.im_files), need_groups(index.im_files, regex), strict=True))
 
 
 def tell(evaluator: Evaluator, results: dict, opt: argparse.Namespace, in_training: bool) -> None:
