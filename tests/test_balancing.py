@@ -72,17 +72,21 @@ positive = st.floats(1e-6, 1e6)
 )
 @settings(max_examples=10, deadline=None)
 @pytest.mark.slow
-def test_weights_stay_positive_and_sum_to_the_number_of_tasks(tasks, data, alpha, lr, smoothing, rescale):
+def test_weights_stay_above_the_floor_and_sum_to_the_number_of_tasks(tasks, data, alpha, lr, smoothing, rescale):
     vectors = st.lists(positive, min_size=tasks, max_size=tasks)
     rounds = data.draw(st.lists(st.tuples(vectors, vectors), min_size=1, max_size=8))
-    start = data.draw(st.lists(st.floats(1e-3, 1e3), min_size=tasks, max_size=tasks))
-    balancer = GradNorm(tasks, alpha, lr, interval=1, task_weights=start, smoothing=smoothing)
+    start, priorities = (data.draw(st.lists(st.floats(1e-3, 1e3), min_size=tasks, max_size=tasks)) for _ in range(2))
+    priorities = data.draw(st.sampled_from([[1.0] * tasks, priorities]))
+    floor = data.draw(st.sampled_from([1e-6, 0.5, 0.99]))
+    balancer = GradNorm(
+        tasks, alpha, lr, interval=1, task_weights=start, smoothing=smoothing, floor=floor, priorities=priorities
+    )
     for step in range(100):
         norms, losses = rounds[step % len(rounds)]
         if step >= 50:  # the unit of the first loss changes
             norms, losses = ([v[0] * rescale, *v[1:]] for v in (norms, losses))
         weights = updated(balancer, norms, losses)
-        assert min(weights) > 0
+        assert min(weights) > 0.999 * floor
         assert sum(weights) == pytest.approx(tasks, rel=1e-6)
     assert balancer.updates == 100
 

@@ -97,6 +97,8 @@ def test_no_weight_falls_below_the_floor():
     assert balancer.weights.tolist() == pytest.approx([0.1, 1.9])
     start = GradNorm(3, task_weights=(1e-9, 1e-9, 1.0), floor=1e-3)
     assert start.weights.tolist() == pytest.approx([1e-3, 1e-3, 2.998])
+    start = GradNorm(3, task_weights=(1, 8, 12), floor=0.9)  # the second pays for the first, and falls below it
+    assert start.weights.tolist() == pytest.approx([0.9, 0.9, 1.2])
 
 
 def test_a_lonely_pair_at_the_floor_keeps_its_share():

@@ -93,7 +93,7 @@ class GradNorm(Balancer):
         init_steps: optimiser steps over which L_i(0) is taken.
         smoothing: time constant in optimiser steps, see above.
         freeze_after: number of epochs after which the weights stay (and gradients are measured on); None never.
-        floor: smallest weight that can be reached.
+        floor: smallest weight that can be reached; below 1, their mean.
         priorities: p [T], positive; scaled to sum to T. All equal if None.
 
     Raises:
@@ -248,11 +248,12 @@ class GradNorm(Balancer):
 
     def _above_floor(self, weights: list[float]) -> list[float]:
         """`weights` with those below the floor raised to it, at the cost of the others; the sum stays."""
-        low = sum(w <= self.floor for w in weights)
-        if low in (0, len(weights)):
-            return weights
-        above = (sum(weights) - low * self.floor) / sum(w for w in weights if w > self.floor)
-        return [w * above if w > self.floor else self.floor for w in weights]
+        total, low = sum(weights), 0
+        while low < (now := sum(w <= self.floor for w in weights)) < len(weights):  # who pays may fall below it too
+            low = now
+            above = (total - low * self.floor) / sum(w for w in weights if w > self.floor)
+            weights = [w * above if w > self.floor else self.floor for w in weights]
+        return weights
 
     def _smooth(self, kind: str, i: int, value: float, elapsed: int) -> None:
         """Take `value`, measured `elapsed` optimiser steps after the last one, into the exponential mean of task i."""
