@@ -177,6 +177,8 @@ def write_checkpoints(run: Run, engine: Engine, epoch: int, names: Sequence[str]
         save_checkpoint(first, record)
         for file in others:
             copy_checkpoint(first, file)
+        if epoch < 0:  # of an earlier run in this folder (--exist-ok): it would pass for this one's
+            (run.weights_dir / "best.pt").unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
         stands = f"the {first} of before stands" if first.exists() else "no checkpoint was saved before"
         raise OSError(f"epoch {epoch} could not be saved in {run.weights_dir} ({error}); {stands}") from error
@@ -193,7 +195,7 @@ def finish(run: Run, logger: RunLogger) -> dict:
     stripped(best)
     say(f"\nValidating {best} in float32")
     results = val_joint.run(
-        run.data, weights=best, batch_size=run.batch_size // run.world.size * 2, imgsz=run.imgsz, device=opt.device,
+        run.data, weights=best, batch_size=run.batch_size // run.world.size * 2, imgsz=run.imgsz, device=run.device,
         save_dir=run.save_dir, workers=opt.workers, single_cls=opt.single_cls,
         plots=not opt.noplots, verbose=True, fitness_weight=opt.fitness_weight,
     )  # fmt: skip

@@ -49,10 +49,7 @@ def train_epoch(
     opt, batches, seen = run.opt, len(loader), 0
     names = (*criterion.parts, *(task for task in criterion.tasks if task not in criterion.parts))
     means = torch.zeros(len(names), device=run.device)
-    net.train()
-    for module in engine.model.modules():  # frozen layers keep their statistics too
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
-            module.eval()
+    to_training(net)
     bar = Progress(run, loader, criterion, epoch)
     began = time.perf_counter()
     for i, (images, targets, image_targets, paths, _) in enumerate(bar.batches):
@@ -89,6 +86,14 @@ def train_epoch(
         "seconds": seconds,
         "images_per_s": seen / seconds,
     }
+
+
+def to_training(net: nn.Module) -> None:
+    """Training mode, but for the batch norms of frozen layers, --sync-bn's too, whose statistics stay as they are."""
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
+            module.eval()
 
 
 class Progress:

@@ -149,6 +149,8 @@ def write_checkpoints(run: Run, engine: Engine, epoch: int, names: Sequence[str]
     save_checkpoint(first, record)
     for file in others:
         copy_checkpoint(first, file)
+    if epoch < 0:  # of an earlier run in this folder (--exist-ok): it would pass for this one's
+        (run.weights_dir / "best.pt").unlink(missing_ok=True)
 
 
 def prepare(run: Run, resumed: Checkpoint | None) -> tuple[TadModel, object, object, dict]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from two_processes import run_as_two
-from two_tasks import RANDOM, TwoTasks, losses_with, one_of_two, train
+from two_tasks import RANDOM, TwoTasks, cut_of_two, losses_with, one_of_two, train
 
 from benchmarks import gradnorm_toy
 from models.yolo import Model
@@ -476,6 +476,12 @@ def test_two_processes_hold_equal_weights_and_match_one(tmp_path, second):
         torch.testing.assert_close(first[name][0], weights, rtol=1e-4, atol=1e-5, msg=name)
         torch.testing.assert_close(first[name][1], model.trunk[2].weight.detach(), rtol=1e-4, atol=1e-5, msg=name)
         assert first[name][2] == pytest.approx(balancer.stats()["cosine"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_cut_go_on_as_if_they_had_not_been(tmp_path, second):
+    (uncut, resumed), _ = run_as_two(second, cut_of_two, tmp_path)
+    assert torch.equal(uncut, resumed) and not torch.equal(uncut, torch.ones(2))
 
 
 @pytest.mark.slow

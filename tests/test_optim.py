@@ -289,6 +289,30 @@ def test_a_run_that_was_cut_before_its_end_trains_nothing_more(hyp, first, best)
     assert fit(make_engine(hyp), 3, never, never, never, never, stopper, first_epoch=first) == 0
 
 
+def test_a_run_that_measured_nothing_yet_goes_on(hyp):
+    """With --noval nothing says that fitness rises no more."""
+    engine, trained = make_engine(hyp), []
+    engine.balancer.end_epoch = lambda: None
+    stopper = EarlyStopping(patience=2)
+    stopper.load_state_dict(EarlyStopping(patience=2).state_dict())
+    count = fit(
+        engine, 6, lambda epoch, stop: trained.append(epoch) or {}, lambda _: None, lambda *_: None, lambda *_: None,
+        stopper, first_epoch=4,
+    )  # fmt: skip
+    assert count == 2 and trained == [4, 5]
+
+
+def test_an_epoch_that_finds_nothing_is_not_the_best(hyp):
+    engine, saved = make_engine(hyp), {}
+    engine.balancer.end_epoch = lambda: None
+    fitness = [0.0, 0.2, 0.1]
+    fit(
+        engine, 3, lambda *_: {}, lambda epoch: (fitness[epoch], {}), lambda *_: None,
+        lambda epoch, names: saved.update({epoch: names}), EarlyStopping(),
+    )  # fmt: skip
+    assert saved == {-1: ("last",), 0: ("last",), 1: ("last", "best"), 2: ("last",)}
+
+
 def test_a_signal_during_validation_stops_after_the_epoch_is_saved(hyp):
     trained, saved = [], []
 

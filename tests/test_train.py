@@ -22,7 +22,7 @@ from two_processes import command, run_as_two
 
 import train_joint
 from models.run import build_engine, start
-from models.training import resize_batch
+from models.training import resize_batch, to_training
 from models.yolo import Model
 from utils.dataset.config import load_hyp
 from utils.system.paths import ROOT
@@ -172,7 +172,8 @@ def test_plain_detection_data(tmp_path):
 @pytest.mark.parametrize(("tuning", "at"), [(False, 1), (False, 2), (True, 2), (False, 3)])
 def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch, request, tuning, at):
     options = {"epochs": 2, "noplots": True}
-    if tuning:
+    if tuning:  # and with a process that reads the data
+        options["workers"] = 1
         options["weights"] = request.getfixturevalue("trained") / "weights/last.pt"
         train(data, tiny_cfg, tmp_path, name="uncut", **options)
     whole = tmp_path / "uncut" if tuning else request.getfixturevalue("uncut")
@@ -243,6 +244,23 @@ def test_ctrl_c_leaves_a_usable_checkpoint(data, tiny_cfg, tmp_path):
     assert checkpoint.train_state is not None and checkpoint.epoch >= -1
 
 
+def test_frozen_batch_norms_keep_their_statistics_where_they_are_synchronised_too(tiny_cfg):
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(Model(tiny_cfg))
+    first, *others = (m for m in model.modules() if isinstance(m, torch.nn.SyncBatchNorm))
+    first.weight.requires_grad_(False)
+    to_training(model)
+    assert not first.training and all(m.training for m in others)
+
+
+@pytest.mark.slow
+def test_the_final_validation_is_on_the_device_of_the_run(data, tiny_cfg, tmp_path, monkeypatch):
+    """--device 0,1,2 is that of three processes, each with its share of the batch; the last one is alone."""
+    monkeypatch.setattr("models.run.select_device", lambda device, batch: torch.device("cpu"))
+    opt = Options(**vars(train_joint.parse_opt(arguments(data, tiny_cfg, tmp_path, epochs=1, noplots=True))))
+    hyp = load_hyp(ROOT / "data/hyps/hyp.scratch-low.yaml")
+    assert train_joint.train(opt.but(device="0,1,2"), hyp)["detection"]
+
+
 @pytest.mark.slow
 def test_transfer_and_freeze(data, tiny_cfg, tmp_path, trained, capsys):
     train(data, tiny_cfg, tmp_path, epochs=1, weights=trained / "weights/best.pt", freeze=10, noplots=True)
@@ -299,7 +317,11 @@ def test_evolution_goes_on_from_a_table_of_yolov5(data, tiny_cfg, tmp_path):
     table = tmp_path / "exp/evolve.csv"
     assert [t.hyp["lr0"] for t in read_history(table)][:2] == [0.0123, 0.05] and len(read_history(table)) == 3
     assert old.read_text().startswith("   metrics/precision")
-    evolve(lambda *_: None, tmp_path / "exp", 1, best)  # its own table, unasked; a training that diverged counts
+    folders = []
+    evolve(
+        lambda _, folder: folders.append(folder), tmp_path / "exp", 1, best
+    )  # its own table, unasked; None: diverged
+    assert folders == [tmp_path / "exp/generation3"]  # the earlier ones keep theirs
     assert [t.fitness for t in read_history(table)][3:] == [0.0] and len(read_history(table)) == 4
     old.write_text("epoch, loss\n0, 1\n")
     with pytest.raises(ValueError, match=r"old.csv: not the table of an evolution, it has no column metrics/mAP_0.5"):
@@ -319,7 +341,8 @@ def test_evolution_and_name_cfg_have_yolov5s_folders(data, tiny_cfg, tmp_path, m
 def test_a_run_is_saved_before_its_first_batch_over_an_older_one(data, tiny_cfg, tmp_path, monkeypatch, capsys):
     last = tmp_path / "exp/weights/last.pt"
     last.parent.mkdir(parents=True)
-    last.write_bytes(b"of an older run")
+    for file in (last, last.with_name("best.pt")):
+        file.write_bytes(b"of an older run")
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -329,6 +352,7 @@ def test_a_run_is_saved_before_its_first_batch_over_an_older_one(data, tiny_cfg,
         train(data, tiny_cfg, tmp_path, noplots=True, **{"exist-ok": True})
     checkpoint = load_checkpoint(last)
     assert checkpoint.train_state is not None and checkpoint.epoch == -1
+    assert [f.name for f in last.parent.iterdir()] == ["last.pt"]  # nothing that passes for this run's best
     assert f"Continue from its start with: python train_joint.py --resume {last}" in capsys.readouterr().out
 
 

@@ -102,3 +102,28 @@ def one_of_two(folder: Path) -> None:
         out[name] = [torch.stack(weights), model.trunk[2].weight.detach(), balancer.stats()["cosine"]]
     torch.save(out, folder / f"{world.rank}.pt")
     leave_world(world)
+
+
+def cut_of_two(folder: Path) -> list[Tensor]:
+    """Two processes whose losses differ end an epoch between two measurements; each goes on, and so does a balancer
+    that has the first one's saved state: the weights of both after the next measurement."""
+    world = init_world(torch.device("cpu"))
+    w = nn.Parameter(torch.ones(1))
+    balancers = [build_balancer("gradnorm", 2, [w], init_steps=1, interval=4) for _ in range(2)]
+    values = [(1.0, 1.0), (0.5 + world.rank, 0.9), (0.2, 0.3 + 0.4 * world.rank), (0.3, 0.3), (0.2, 0.2)]
+
+    def go_on(balancer, values: Sequence[tuple[float, float]]) -> Tensor:
+        for pair in values:
+            balancer.backward(losses_with(w, (1.0, 2.0), pair), batch_size=2)
+            balancer.step()
+        return balancer.weights
+
+    go_on(balancers[0], values[:3])
+    balancers[0].end_epoch()
+    if world.is_main:
+        torch.save(balancers[0].state_dict(), folder / "state.pt")
+    torch.distributed.barrier()
+    balancers[1].load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+    weights = [go_on(balancer, values[3:]) for balancer in balancers]
+    leave_world(world)
+    return weights

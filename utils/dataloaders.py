@@ -379,6 +379,7 @@ def create_dataloader(
     loader = JointLoader(
         dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory, persistent_workers=workers > 0,
+        generator=torch.Generator(),  # of its own, so that training's draws do not depend on the loader
     )  # fmt: skip
     if weighted:
         loader.set_weights(image_weights(index, nc or int(index.objects[:, 0].max(initial=0)) + 1))

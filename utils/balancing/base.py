@@ -220,8 +220,10 @@ class Balancer:
                 self._trace.append(self._row(measured, ratios))
 
     def end_epoch(self) -> None:
-        """Call at the end of each epoch."""
+        """Call at the end of each epoch, on every process, before the state is saved."""
         self.epoch += 1
+        if is_distributed() and self._losses is not None:  # the first one's state is that of all in a resumed run
+            self._losses = all_reduce_sum(self._losses) / dist.get_world_size()
 
     def stats(self) -> dict:
         """What was measured since the last call; None where nothing was.

@@ -150,7 +150,7 @@ def evolve(
     for generation in range(generations):
         parents = [(t.fitness, hyp | t.hyp) for t in trials]
         candidate = first[generation] if generation < len(first) else mutate(parents, rng)
-        results = train(candidate, folder / f"generation{generation}")  # None: this one diverged
+        results = train(candidate, folder / f"generation{len(trials)}")  # None: this one diverged
         found = results["detection"] if results else {"map50": 0.0, "map50_95": 0.0}
         fitness = float(results["fitness"]) if results else 0.0
         trials.append(Trial(fitness, found["map50"], found["map50_95"], candidate))

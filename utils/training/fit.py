@@ -35,6 +35,10 @@ class EarlyStopping:
         """Whether the run should stop after this epoch."""
         return epoch - self.best_epoch >= self.patience
 
+    def was_over(self, epoch: int) -> bool:
+        """Whether a run that was cut had stopped after this epoch; not where none was measured (--noval)."""
+        return self.best_fitness > 0 and self.over(epoch)
+
     def state_dict(self) -> dict:
         return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
 
@@ -66,7 +70,7 @@ def fit(
             answer counts.
         record: Writes down an epoch.
         save: `save(epoch, names)` writes the state after `epoch` (-1: the start) as checkpoints of these names: always
-            `last`, `best` where no earlier epoch was as fit, `epochN` every `period` epochs.
+            `last`, `best` where no earlier epoch was as fit and fitness is above 0, `epochN` every `period` epochs.
         stopper: Holds the best fitness; its state belongs into what `save` writes.
         first_epoch: The first epoch to train, above 0 in a resumed run.
         every_epoch: Save after every epoch; False: after the last one.
@@ -80,7 +84,7 @@ def fit(
         NonFiniteLoss: A loss or gradient was NaN or infinite.
     """
     main, epoch = engine.world.is_main, first_epoch
-    over = first_epoch >= epochs or (first_epoch > 0 and stopper.over(first_epoch - 1))
+    over = first_epoch >= epochs or (first_epoch > 0 and stopper.was_over(first_epoch - 1))
     if broadcast_object(over, engine.world):
         return 0  # cut between its last epoch and its end
     try:
@@ -98,7 +102,7 @@ def fit(
                     record(epoch, trained, measured)
                 engine.balancer.end_epoch()
                 if main and (every_epoch or final or early):
-                    best = measured is not None and stopper.best_epoch == epoch
+                    best = measured is not None and measured[0] > 0 and stopper.best_epoch == epoch
                     kept = period > 0 and epoch % period == 0
                     save(epoch, ("last", *["best"] * best, *[f"epoch{epoch}"] * kept))
                 if broadcast_object(early, engine.world):

@@ -105,7 +105,8 @@ def training_parser(description: str) -> argparse.ArgumentParser:
         type=float,
         metavar="F",
         help="factor of the gradient that the image branch sends into the detector; 0: none, which leaves the detector "
-        "as it would be alone (default: the model yaml's, else 1)",
+        "as it would be alone; between 0 and 1 with a fixed sum, since GradNorm makes up for it (default: the model "
+        "yaml's, else 1)",
     )
     add("--nbs", type=int, default=0, help="accumulate gradients to about so many pictures; 0: 64, one batch with Muon")
     add("--amp", choices=AMP_CHOICES, default="auto", help="auto: float16 on CUDA, bfloat16 on processors that have it")
