@@ -8,13 +8,15 @@ A strategy is `joint` (the defaults), `detach` (the image branch sends no gradie
 task weights (`uw`, `fixed:1,0.01`), or NAME='OPTIONS' with any options of train_joint.py for the joint network. Options
 that are not listed below go to every training.
 
-The same command again goes on: finished runs are kept, a cut one is resumed, failed ones are tried again.
+The same command again goes on: finished runs are kept, a cut one is resumed, failed ones are tried again. What a run
+read (pictures, labels, classes, the files that options name) must be as it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import os
 import sys
 from collections.abc import Iterable
@@ -84,9 +86,22 @@ def data_yamls(data: DataConfig, opt: argparse.Namespace, out: Path) -> dict[str
     there = sorted(folder.glob("fold*.yaml"))
     if there != sorted(files.values()) or not is_fold_of(load_data_config(there[0]), data):
         raise ValueError(
-            f"{folder} holds other folds, or folds of other pictures, than asked for: choose another --out"
+            f"{folder} holds other folds, or folds of other pictures or classes, than asked for: choose another --out"
         )
     return files
+
+
+def contents(yamls: dict[str, Path], single_cls: bool) -> dict[str, str]:
+    """Hash of the classes, pictures and labels of each data yaml: runs on others are not compared."""
+    out = {}
+    for name, file in yamls.items():
+        data = load_data_config(file)
+        found = hashlib.sha256(repr((data.names, data.cls_names)).encode())
+        for split in (data.train, data.val):
+            index = scan_dataset(split, data.nc, data.cls_nc, single_cls=single_cls, root=data.path, verbose=False)
+            found.update(index.digest().encode())
+        out[name] = found.hexdigest()[:16]
+    return out
 
 
 def usable_pattern(yamls: Iterable[Path], group: str | None) -> str:
@@ -111,13 +126,15 @@ def main(opt: argparse.Namespace, budget: list[str]) -> int:
     ensure_data(data)
     data = dataclasses.replace(data, group=pattern(opt.group_regex, "--group-regex") or data.group)
     strategies = [parse_strategy(text) for text in opt.strategies]
-    if joint := [s.name for s in strategies if s.ending and "--cfg" not in s.options and not data.cls_nc]:
+    own = {s.name for s in strategies if any(word.partition("=")[0] == "--cfg" for word in s.options)}
+    if joint := [s.name for s in strategies if s.ending and s.name not in own and not data.cls_nc]:
         raise ValueError(f"{data.source}: has no image classes (cls_nc), which {', '.join(joint)} would learn")
     out = Path(opt.out or ROOT / "runs/compare" / Path(opt.data).stem).absolute()
     out.mkdir(parents=True, exist_ok=True)
     yamls = data_yamls(data, opt, out)
     group = usable_pattern(yamls.values(), data.group)
-    jobs = plan(strategies, range(opt.seeds), yamls, opt.model, budget, opt.epochs, out, group)
+    read = contents(yamls, "--single-cls" in budget)
+    jobs = plan(strategies, range(opt.seeds), yamls, opt.model, budget, opt.epochs, out, group, read)
     failed: dict[str, str] = {}
     try:
         if opt.ray:

@@ -49,7 +49,7 @@ def pareto_picture(groups: Groups) -> Figure:
 
 def _series(runs: Sequence[Run], value: Callable[[dict], float | None]) -> np.ndarray:
     """Mean over the runs of a value of each epoch, NaN where no run has one."""
-    epochs = max(len(r.epochs) for r in runs)
+    epochs = max(e["epoch"] + 1 for r in runs for e in r.epochs)
     table = np.full((len(runs), epochs), np.nan)
     for row, r in zip(table, runs, strict=True):
         for e in r.epochs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +64,12 @@ def parse_strategy(text: str) -> Strategy:
     if equals:
         if not name or set(name) & set('/\\:<>|*?"'):
             raise ValueError(f"--strategies {text!r}: a name that a folder may have belongs before the =")
-        words = tuple(shlex.split(options))
+        if name.startswith("-"):  # --weights='my runs/best.pt', which argparse takes for a value because of the space
+            raise ValueError(f"--strategies {text!r}: write {name} and its value as two words")
+        words = tuple(in_words(options))
         if name in (*NAMED, *BALANCERS) and Strategy(name, "_cls", words) != parse_strategy(name):
             raise ValueError(f"--strategies {text!r}: {name} means something else; give it another name")
-        refuse_options(words, OWN_OPTIONS, f"--strategies {text!r}")
+        refuse_options(words, (*OWN_OPTIONS, "--single-cls"), f"--strategies {text!r}")
         return Strategy(name, "_cls", words)
     if text in NAMED:
         return Strategy(text, *NAMED[text])
@@ -75,6 +78,13 @@ def parse_strategy(text: str) -> Strategy:
         raise ValueError(f"--strategies {text!r} is none of {', '.join([*NAMED, *BALANCERS])}, and no NAME=OPTIONS")
     flags = ("--balancer", balancer)
     return Strategy(text, "_cls", (*flags, "--task-weights", *weights.split(",")) if colon else flags)
+
+
+def in_words(options: str) -> list[str]:
+    """Words of a command line, with quotes where a word has spaces. A backslash is one: Windows has them in paths."""
+    lexer = shlex.shlex(options, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
+    return list(lexer)
 
 
 def refuse_options(words: Sequence[str], own: Sequence[str], place: str) -> None:
@@ -95,6 +105,7 @@ class Job:
         folder: the training's own; `val` in it holds the validation of its last network.
         options: of train_joint.py, without the device.
         group: pattern of the groups that the validation draws for its intervals; '' for none.
+        reads: hash of what the data and the files that the options name hold; '' where it is not known.
     """
 
     strategy: Strategy
@@ -103,6 +114,12 @@ class Job:
     folder: Path
     options: tuple[str, ...]
     group: str = ""
+    reads: str = ""
+
+    @property
+    def note(self) -> Path:
+        """Says what the run is made of."""
+        return self.folder.with_name(f"{self.folder.name}.json")
 
     @property
     def name(self) -> str:
@@ -131,6 +148,7 @@ def plan(
     epochs: int,
     out: Path,
     group: str = "",
+    contents: Mapping[str, str] | None = None,
 ) -> list[Job]:
     """All runs, seed by seed, so that a comparison that is cut short has something of every strategy.
 
@@ -139,10 +157,11 @@ def plan(
         model: such as `yolov5n`, to which the endings of the strategies are added.
         budget: options of train_joint.py that hold for all.
         group: see `Job`; it finds a group in the name of every picture that is validated on.
+        contents: hash of each fold's data, by the names of `folds`.
 
     Raises:
-        ValueError: a run in `out` was made with other options; two strategies have one name; the budget holds what
-            must differ between runs.
+        ValueError: a run in `out` was made with other options or data; two strategies have one name; the budget holds
+            what must differ between runs.
     """
     if len({_folder_name(s.name).casefold() for s in strategies}) < len(strategies):
         raise ValueError("--strategies: each may stand once")
@@ -154,12 +173,27 @@ def plan(
             for s in strategies:
                 folder = out / fold / f"{_folder_name(s.name)}_seed{seed}"
                 options = ("--data", str(data), "--cfg", f"{model}{s.ending}.yaml", "--seed", str(seed), *budget)
-                jobs.append(Job(s, seed, fold, folder, (*options, *s.options), group))
+                reads = contents[fold] + named_files((*budget, *s.options)) if contents else ""
+                jobs.append(Job(s, seed, fold, folder, (*options, *s.options), group, reads))
     for job in jobs:
-        note = job.folder.with_name(f"{job.folder.name}.json")
-        if note.exists() and json.loads(note.read_text()) != list(job.options):
-            raise ValueError(f"{note} holds other options than asked for now: choose another --out")
+        if not job.note.exists():
+            continue
+        note = json.loads(job.note.read_text())
+        options, reads = (note, "") if isinstance(note, list) else (note["options"], note["reads"])  # a list: of old
+        if options != list(job.options):
+            raise ValueError(f"{job.note} holds other options than asked for now: choose another --out")
+        if reads and job.reads and reads != job.reads:
+            raise ValueError(
+                f"{job.note}: the pictures, labels or classes, or a file that the options name, are not what they were "
+                "when this run began: choose another --out"
+            )
     return jobs
+
+
+def named_files(options: Sequence[str]) -> str:
+    """Hash of the content of the files among the words of a command line, such as --hyp's and --weights'."""
+    files = [file for word in options if (file := Path(word.rpartition("=")[2])).is_file()]
+    return "".join(hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files)
 
 
 def _folder_name(strategy: str) -> str:
@@ -177,7 +211,7 @@ def perform(job: Job, device: str, cwd: str | None = None) -> str:
     if job.finished:
         return ""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    job.folder.with_name(f"{job.folder.name}.json").write_text(json.dumps(list(job.options)))
+    job.note.write_text(json.dumps({"options": job.options, "reads": job.reads}))
     last = job.folder / "weights" / "last.pt"
     cut = last.exists() and load_checkpoint(last).train_state is not None
     with open(job.log, "a", encoding="utf-8") as log:

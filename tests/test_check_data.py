@@ -73,6 +73,8 @@ def make_set(folder: Path, faults: bool) -> Path:
         add("train", "p6_c1_f1", box="0 0.5 0.5 0.01 0.9")  # 6 x 576 px at 640
         add("train", "p6_c1_f2<b>")
         (folder / "train" / "images" / "p6_c1_f2<b>.png").write_bytes(b"no picture")
+        (folder / "train" / "images" / "p6_c1_f3.heic").write_bytes(b"of another kind")
+        (folder / "train" / "labels" / "p6_c1_f4.txt").write_text("0 0.5 0.5 0.3 0.3\n")
         add("train", "p7_c1_f0", im=add("train", "p7_c1_f1"))
     content = {"path": str(folder), "train": "train/images", "val": "val/images", "names": ["a", "b"], "cls_nc": 2}
     save_yaml(folder / "set.yaml", content | {"group": PATIENT})
@@ -100,6 +102,7 @@ def test_every_planted_fault_is_found_once(tmp_path, capsys):
         found[f["kind"]].append(f["name"])
     assert found["unreadable"] == [str(tmp_path / "set/train/images/p6_c1_f2<b>.png")]
     assert [Path(name).name for name in found["row"]] == ["p6_c1_f0.txt:1"]
+    assert sorted(Path(name).name for name in found["stray"]) == ["p6_c1_f3.heic", "p6_c1_f4.txt"]
     assert [f["note"].count("no image row") for f in report["findings"] if f["kind"] == "row"] == [1]
     assert found["group leak"] == ["p3"] and found["clip leak"] == ["p3_c1"]
     assert found["same picture, splits"] == ["p3_c1_f7.png"] and found["same picture"] == ["p7_c1_f0.png"]

@@ -38,6 +38,7 @@ TINY = ["--img", "64", "--batch-size", "4", "--workers", "0", "--amp", "off", "-
         ("dual", "_dual", ("--balancer", "fixed")),
         ("gradnorm-equal", "_cls", ("--balancer", "gradnorm", "--task-priorities", "1", "1")),
         ("p2=--task-priorities 1 0.2", "_cls", ("--task-priorities", "1", "0.2")),
+        ("mine=--hyp 'C:\\my hyps\\a.yaml'", "_cls", ("--hyp", "C:\\my hyps\\a.yaml")),
     ],
 )
 def test_strategies(text, ending, options):
@@ -46,14 +47,15 @@ def test_strategies(text, ending, options):
 
 
 @pytest.mark.parametrize(
-    "text", ["gradnrom", "a/b=--x", "a\\b=--x", "=--x", "fixd:1,2", "fixed:", "det-only=--x", "uw=--balancer mgda"]
+    "text",
+    ["gradnrom", "a/b=--x", "a\\b=--x", "=--x", "fixd:1,2", "fixed:", "det-only=--x", "uw=--balancer mgda", "--x=a b"],
 )
 def test_no_such_strategy(text):
     with pytest.raises(ValueError, match="--strategies"):
         parse_strategy(text)
 
 
-@pytest.mark.parametrize("text", ["a=--seed 7", "a=--epochs=40", "a=--epoch 40", "a=--name b"])
+@pytest.mark.parametrize("text", ["a=--seed 7", "a=--epochs=40", "a=--epoch 40", "a=--name b", "a=--single"])
 def test_a_strategy_leaves_the_budget_alone(text):
     with pytest.raises(ValueError, match="would be no comparison"):
         parse_strategy(text)
@@ -82,6 +84,33 @@ def test_runs_made_with_other_options_are_not_mixed_in(tmp_path):
     for one, other in (("fixed:1,2", "fixed_1_2=--noval"), ("A=--noval", "a=--nosave")):  # one folder
         with pytest.raises(ValueError, match="each may stand once"):
             plan([parse_strategy(one), parse_strategy(other)], [0], {}, "yolov5n", [], 2, tmp_path)
+
+
+def test_runs_on_other_data_are_not_mixed_in(data, tmp_path, monkeypatch):
+    """A label, a name or a file that an option names changed after the first run."""
+    (hyp := tmp_path / "hyp.yaml").write_text("fliplr: 0.5")
+    args = ["--data", str(data), "--strategies", f"mine=--hyp={hyp}", "--seeds", "1", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(compare_joint, "run_all", lambda jobs, *_: [start(job) for job in jobs])
+
+    def start(job) -> None:
+        job.note.parent.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr("compare.runs.subprocess.run", lambda *_, **__: SimpleNamespace(returncode=1))
+        perform(job, "cpu")
+
+    def again() -> None:
+        compare_joint.main(*compare_joint.parse_opt(args))
+
+    again()
+    again()
+    label = next((data.parent / "train" / "labels").glob("*.txt"))
+    for file, changed in ((hyp, "fliplr: 0.4"), (label, "0 1 0\n"), (data, data.read_text().replace("square", "cube"))):
+        before = file.read_text()
+        file.write_text(changed)
+        assert before != changed
+        with pytest.raises(ValueError, match="not what they were when this run began: choose another --out"):
+            again()
+        file.write_text(before)
+        again()
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

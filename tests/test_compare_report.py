@@ -131,6 +131,15 @@ def test_a_task_that_is_off_has_no_figures(data, tmp_path):
     assert runs["gradnorm"]["latency"] == 6.0 and runs["gradnorm"]["epoch_seconds"] == 2.5
 
 
+def test_a_history_without_its_first_epoch_is_drawn(data, tmp_path):
+    """What is left where a damaged history was moved away before a run went on."""
+    (run,) = fake_runs(data, tmp_path / "out", {"gradnorm": [(0.2, 0.9)]})
+    epochs = [e["epoch"] for e in run.epochs]
+    run.epochs.pop(0)
+    line = training_curves({"gradnorm": [run]}).axes[0].lines[0]
+    assert len(line.get_ydata()) == len(epochs) > 1 and np.isnan(line.get_ydata()[0])
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8))
 def test_the_front_is_what_nothing_beats(points):
     named = {str(i): (float(x), float(y)) for i, (x, y) in enumerate(points)}

@@ -149,6 +149,23 @@ def test_list_files_keep_the_labels_of_a_written_link(tmp_path, make_picture, ca
     assert "fewer than 5 groups in fold0, fold1: no interval there" in capsys.readouterr().out
 
 
+def test_folds_take_labels_that_are_spelled_otherwise(tmp_path, make_picture):
+    """As Windows (.TXT) and macOS (é in two characters) write them."""
+    for p in range(4):
+        for name in ("a", "\u00e9"):
+            make_picture(tmp_path / "images" / f"p{p}_{name}.png")
+            spelled = f"p{p}_a.TXT" if name == "a" else f"p{p}_e\u0301.txt"
+            (tmp_path / "labels").mkdir(exist_ok=True)
+            (tmp_path / "labels" / spelled).write_text(f"{p % 2} 0.5 0.5 0.3 0.3\n")
+    save_yaml(
+        tmp_path / "d.yaml", {"path": ".", "train": "images", "val": "images", "names": ["x", "y"], "group": "p\\d"}
+    )
+    command_line("--data", tmp_path / "d.yaml", "--folds", 2, "--out", tmp_path / "out")
+    fold = load_data_config(tmp_path / "out" / "fold0.yaml")
+    sides = [scan_dataset(side, 2, 0, cache=False, verbose=False) for side in (fold.train, fold.val)]
+    assert [len(side.objects) for side in sides] == [4, 4]
+
+
 @pytest.mark.slow
 def test_split_of_the_real_set(shared, tmp_path):
     yaml = shared / "heart_by_clip" / "heart_by_clip.yaml"

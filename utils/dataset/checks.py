@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from utils.dataset.config import DataConfig
+from utils.dataset.files import OTHER_KIND
 from utils.dataset.pictures import read_picture
 from utils.dataset.scan import DatasetIndex
 from utils.dataset.split import find_groups
@@ -39,6 +40,7 @@ class Kind:
 
 KINDS = {
     "unreadable": Kind("Files that cannot be used", True),
+    "stray": Kind("Files of another kind among the pictures, and labels that belong to no picture", True),
     "row": Kind("Label rows that are left out or missing", True),
     "no group": Kind("Pictures in whose name the pattern of the groups or of the clips finds nothing", True),
     "group leak": Kind("Groups in more than one split", True),
@@ -56,6 +58,9 @@ _ROOM_OF_PROBLEM = {
     "missing image": "unreadable",
     "corrupt image": "unreadable",
     "unreadable label": "unreadable",
+    "unreadable folder": "unreadable",
+    OTHER_KIND: "stray",
+    "label without picture": "stray",
     "missing label": "note",
     "image row ignored": "note",
 }  # all others: "row"

@@ -31,6 +31,12 @@ def image_to_label_path(path: str | Path) -> str:
     return os.path.join(os.sep.join(parts), os.path.splitext(tail)[0] + ".txt")
 
 
+def is_label_of(picture: str | Path, label: str | Path) -> bool:
+    """Whether `pair_with_labels` finds this label file for this picture, which may spell it otherwise (.TXT, é)."""
+    wanted, label = Path(image_to_label_path(Path(picture).absolute())), Path(label).absolute()
+    return (wanted.parent, _composed(wanted.name)) == (label.parent, _composed(label.name))
+
+
 def image_to_label_paths(paths: Iterable[str]) -> list[str]:
     """The label files of normalised picture paths; what is asked of a folder is asked once."""
     starts, found = {}, []

@@ -55,6 +55,13 @@ class DatasetIndex:
     def __len__(self) -> int:
         return len(self.im_files)
 
+    def digest(self) -> str:
+        """Hash of the pictures' names and sizes and of all that is labelled, whenever the files were written."""
+        found = hashlib.sha256("\0".join(map(str, self.im_files)).encode(errors="surrogateescape"))
+        for name in ARRAYS:
+            found.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+        return found.hexdigest()
+
     def labels(self, i: int) -> np.ndarray:
         """Copy of the object rows of picture i, float32 [k, 5] class, x, y, w, h."""
         return self.objects[self.object_offsets[i] : self.object_offsets[i + 1]].copy()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.dataset.config import DataConfig
-from utils.dataset.files import image_to_label_path, read_list
+from utils.dataset.files import is_label_of, read_list
 from utils.dataset.scan import DatasetIndex, scan_dataset
 from utils.system.yamls import load_yaml, save_yaml
 
@@ -191,10 +191,12 @@ def write_folds(
 
 
 def is_fold_of(fold: DataConfig, data: DataConfig) -> bool:
-    """Whether a fold, read from its yaml, divides the training and validation pictures that these data have now."""
+    """Whether a fold, read from its yaml, divides the training and validation pictures that these data have now, and
+    has their classes."""
     index = scan_dataset([*data.train, *data.val], data.nc, data.cls_nc, root=data.path, verbose=False)
     listed = [text for file in fold.train + fold.val for _, text, _ in read_list(file)]
-    return fold.group == data.group and sorted(listed) == sorted(listed_paths(index))
+    same = (fold.group, fold.names, fold.cls_names) == (data.group, data.names, data.cls_names)
+    return same and sorted(listed) == sorted(listed_paths(index))
 
 
 def listed_paths(index: DatasetIndex) -> list[str]:
@@ -209,12 +211,12 @@ def listed_path(picture: str, label: str) -> str:
     goes through that link. ValueError where no line can.
     """
     line = Path(picture).absolute()
-    if image_to_label_path(line) != str(Path(label).absolute()):
+    if not is_label_of(line, label):
         parts = list(Path(label).absolute().parent.parts)
         if "labels" in parts:
             parts[len(parts) - 1 - parts[::-1].index("labels")] = "images"
         line = Path(*parts) / line.name
-        if image_to_label_path(line) != str(Path(label).absolute()):
+        if not is_label_of(line, label):
             raise ValueError(f"a list file cannot name {picture} with the label {label}: rename the folder of pictures")
     if str(line).splitlines() != [str(line)] or str(line) != os.fsencode(line).decode(errors="replace"):
         raise ValueError(f"a list file cannot name {str(line)!a}: rename it")  # it is lines of UTF-8 text
