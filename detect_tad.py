@@ -111,8 +111,10 @@ class Results:
                 writer.writerows((name, e.start, e.end, e.label, e.score) for e in sorted(rows))
 
 
-def detect(opt: argparse.Namespace, model: torch.nn.Module, device: torch.device, file: Path, folder: Path, stem: str):
-    """Events of one file, with its pictures written."""
+def detect(
+    opt: argparse.Namespace, model: torch.nn.Module, device: torch.device, file: Path, results: Results, stem: str
+) -> None:
+    """Events of one file into the results, and its pictures beside them."""
     labels = list(model.names.values())
     shown = {"mininterval": 1, "leave": False, "disable": None}  # on a terminal alone
     with tqdm(desc=file.name, unit="window", **shown) as bar:
@@ -123,14 +125,14 @@ def detect(opt: argparse.Namespace, model: torch.nn.Module, device: torch.device
 
         events, video = predict_video(model, file, device, amp_dtype(device, opt.amp), opt.threads, watch)
     events = [e for e in events if e.score >= opt.conf_thres][: opt.max_det]
+    results.add(str(file), events)
     say(describe(file, events, video))
     if not opt.nosave:
-        drawn = folder / f"{stem}_timeline.png"
+        drawn = results.folder / f"{stem}_timeline.png"
         plot_timelines({file.name: None}, {file.name: events}, labels, drawn, opt.conf_thres, duration=video.duration)
     if opt.save_vid:
         with tqdm(desc=f"Writing {stem}.mp4", total=video.frames, unit="frame", **shown) as bar:
-            burn(video, events, labels, folder / f"{stem}.mp4", lambda: bar.update())
-    return events
+            burn(video, events, labels, results.folder / f"{stem}.mp4", lambda: bar.update())
 
 
 def main(opt: argparse.Namespace) -> dict[str, list[Event]]:
@@ -150,7 +152,7 @@ def main(opt: argparse.Namespace) -> dict[str, list[Event]]:
     results, stems, problems = Results(folder), UniqueStems(), []
     for file in files:
         try:
-            results.add(str(file), detect(opt, model, device, file, folder, stems(file)))
+            detect(opt, model, device, file, results, stems(file))
         except (FileNotFoundError, ValueError) as e:
             problems.append(str(e))
             warn(f"{e}; left out")

@@ -101,8 +101,8 @@ class Detect(nn.Module):
         ):  # the yaml gives a number only: squares of 2, 3, 4 … cells until autoanchor fits them
             self.anchors += torch.arange(2, self.na + 2).view(1, self.na, 1)
         else:
+            check_anchor_order(self)  # in pixels: anchors of like size have areas that fall in grid units
             self.anchors /= self.stride.view(-1, 1, 1)
-            check_anchor_order(self)
 
     @torch.no_grad()
     def initialize_biases(self, class_frequency: Tensor | None = None) -> None:

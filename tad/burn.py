@@ -55,7 +55,7 @@ def burn(
     file: Path,
     watch: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write `file`: the source's pictures at their own times, with events; sound is left out.
+    """Write `file`: the source's pictures at their own times, with events; sound, and what is damaged, is left out.
 
     Args:
         events: Those to draw.
@@ -64,18 +64,16 @@ def burn(
     """
     av = need("av", "Writing videos")
     duration = source.duration
-    with av.open(str(source.path), metadata_errors="ignore") as inner, whole_file(file) as temporary:
-        stream = inner.streams.video[0]
-        stream.thread_type = "AUTO"
+    with VideoFile(source.path, threads=0) as inner, whole_file(file) as temporary:
         # sides must be even; the format is named since the temporary file has another suffix
         width, height = source.width // 2 * 2, source.height // 2 * 2
         strip = lanes(events, labels, duration, width)
         with av.open(str(temporary), "w", format="mp4") as outer:
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-            target = outer.add_stream(codec, rate=stream.average_rate or 25)
+            target = outer.add_stream(codec, rate=inner.rate)
             target.width, target.height, target.pix_fmt = width, (height + len(strip)) // 2 * 2, "yuv420p"
-            target.codec_context.time_base = stream.time_base
-            for number, frame in enumerate(inner.decode(stream)):
+            target.codec_context.time_base = inner.time_base
+            for number, frame in inner.in_order():
                 now = number / source.fps
                 picture = frame.to_ndarray(format="bgr24")[:height, :width]
                 running = [
@@ -85,7 +83,7 @@ def burn(
                 ]
                 picture = annotate(picture, strip, now, duration, running)[: target.height]
                 new = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="bgr24")
-                new.pts, new.time_base = frame.pts, stream.time_base
+                new.pts, new.time_base = frame.pts, inner.time_base
                 outer.mux(target.encode(new))
                 watch()
             outer.mux(target.encode())

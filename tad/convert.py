@@ -13,7 +13,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -130,11 +130,17 @@ def rows_of(source: Path) -> list[Row]:
     return list(readers[source.suffix.lower()](source))
 
 
-def video_name(text: str) -> str:
-    """The bare name of a video in a path, an address or an upload of Label Studio."""
-    name = PurePosixPath(unquote(urlsplit(text.replace("\\", "/")).path)).name
-    stem = PurePosixPath(name).stem if name.lower().endswith(SUFFIXES) else name
-    return re.sub(r"^[0-9a-f]{8}-", "", stem)  # Label Studio puts eight digits before an uploaded file's name
+def video_name(text: str, there: Collection[str] = ()) -> str:
+    """The bare name of a video in a path, an address or an upload of Label Studio.
+
+    Args:
+        there: Names that exist: one of them is taken as it stands, whatever an address would make of it.
+    """
+    path = text.replace("\\", "/")
+    names = [PurePosixPath(p).name for p in (path, unquote(urlsplit(path).path))]
+    names = [PurePosixPath(n).stem if n.lower().endswith(SUFFIXES) else n for n in names]
+    upload = re.sub(r"^[0-9a-f]{8}-", "", names[-1])  # Label Studio puts eight digits before an uploaded file's name
+    return next((name for name in names if name in there), upload)
 
 
 def assign_subsets(names: list[str], share: float, group: str, seed: int) -> dict[str, str]:
@@ -151,12 +157,15 @@ def convert(rows: list[Row], videos: Path, share: float = 0.0, group: str = "", 
     """Annotations of all videos of a folder; those without a row are there too, without events.
 
     Raises:
-        ValueError: A row names a video that is not in the folder, or none is there.
+        ValueError: A row names a video that is not in the folder, none is there, or two have one name.
     """
-    files = {f.stem: f for f in sorted(videos.rglob("*")) if f.suffix.lower() in SUFFIXES}
+    files: dict[str, Path] = {}
+    for file in sorted(videos.glob("*")):  # where training looks for them: not in folders inside
+        if file.suffix.lower() in SUFFIXES and files.setdefault(file.stem, file) != file:
+            raise ValueError(f"{file}: {files[file.stem]} has the same name; rename one of them")
     if not files:
-        raise ValueError(f"{videos}: no video there (files ending in {', '.join(SUFFIXES)})")
-    named = [(video_name(row.video), row) for row in rows]
+        raise ValueError(f"{videos}: no video there (files ending in {', '.join(SUFFIXES)}, not in folders inside)")
+    named = [(video_name(row.video, files), row) for row in rows]
     if missing := sorted({name for name, _ in named} - set(files)):
         some = ", ".join(missing[:4]) + (" …" if len(missing) > 4 else "")
         raise ValueError(f"{videos}: {len(missing)} annotated video(s) are not there: {some}")

@@ -23,6 +23,7 @@ from tad.windows import Window, frame_numbers, sampled, sliding_windows, truncat
 from utils.system.files import whole_file
 from utils.system.machine import available_memory
 from utils.system.paths import ROOT, find_file
+from utils.system.process import fitting_workers
 from utils.system.voice import say
 from utils.system.yamls import load_yaml
 
@@ -211,6 +212,7 @@ class WindowSet(Dataset):
         try:
             with VideoFile(self.data.video(record)) as video:
                 count, even = video.frames, video.even
+                video.read([0])  # one that nothing here can decode is left out now, not in the middle of an epoch
         except (FileNotFoundError, ValueError) as e:
             self.problems.append(f"{record.name}: {e}; the video is left out")
             return
@@ -289,6 +291,9 @@ def create_loader(dataset: WindowSet, batch: int, workers: int, prefetch: int, r
         raise ValueError(
             f"{len(dataset)} training videos are fewer than a batch of {batch} on each of {size}: lower --batch-size"
         )
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", size))  # processes on this machine; set by torchrun
+    window = 3 * dataset.config.frames * dataset.config.imgsz**2  # bytes
+    workers = fitting_workers(workers, batch * window, sharing, "train" if dataset.train else "val", prefetch)
     return DataLoader(
         dataset,
         batch,

@@ -89,5 +89,6 @@ def start_from(model: TadModel, file: str | Path) -> None:
         say(f"{file}: {len(state)} tensors (train_tad.py)")
     elif is_public(state_of(content)):
         say(load_public(model, file))
+        model.detector.head.loss_normalizer.fill_(100.0)  # averaged weights hold an average of it, which says nothing
     else:
         say(load_backbone(model.backbone, file))

@@ -28,7 +28,14 @@ from tad.segments import points
 from tad.summary import training_summary, write_summary
 from tad.validation import metrics_of, predict_with_bar, report_problems, table, truth_of, val_loader, write_results
 from utils.balancing.fixed import Fixed
-from utils.system.devices import World, all_reduce_mean, data_parallel, describe_device, peak_memory_gb
+from utils.system.devices import (
+    World,
+    all_reduce_mean,
+    data_parallel,
+    describe_device,
+    gather_objects,
+    peak_memory_gb,
+)
 from utils.system.process import SafeStop
 from utils.system.voice import say
 from utils.training.average import ModelEMA
@@ -137,13 +144,19 @@ def is_measured(config: TadConfig, epoch: int) -> bool:
     return epoch >= config.eval_from and (epoch + 1) % config.eval_every == 0
 
 
-def write_checkpoints(run: Run, engine: Engine, epoch: int, names: Sequence[str], stopper: EarlyStopping) -> None:
-    """The state after `epoch` as `NAME.pt` for each name, the first of which is written and the others copied."""
-    state = engine.state_dict()
+def write_checkpoints(
+    run: Run, engine: Engine, epoch: int, names: Sequence[str], stopper: EarlyStopping, normalizers: list[float]
+) -> None:
+    """The state after `epoch` as `NAME.pt` for each name, the first of which is written and the others copied.
+
+    Args:
+        normalizers: The running number of positives of every process; [] at the start, where all have the same.
+    """
+    state = engine.state_dict() | {"stopper": stopper.state_dict(), "loss_normalizers": normalizers}
+    opt = vars(run.opt) | {"save_dir": str(run.save_dir), "batch_size": run.loading.batch}  # on other devices, too
     record = {
         "epoch": epoch, "best_fitness": float(stopper.best_fitness), "model": engine.model.record(),
-        "ema": state.pop("ema"), "train_state": state | {"stopper": stopper.state_dict()},
-        "opt": vars(run.opt) | {"save_dir": str(run.save_dir)}, "hyp": {}, "date": datetime.now().isoformat(),
+        "ema": state.pop("ema"), "train_state": state, "opt": opt, "hyp": {}, "date": datetime.now().isoformat(),
     }  # fmt: skip
     first, *others = (run.weights_dir / f"{name}.pt" for name in names)
     save_checkpoint(first, record)
@@ -176,7 +189,12 @@ def prepare(run: Run, resumed: Checkpoint | None) -> tuple[TadModel, object, obj
     if not c.freeze and not opt.weights and not resumed:
         some = [dataset[i].frames for i in range(min(len(dataset), STARTERS))]
         model.backbone.start(torch.stack(some))
-    return model.to(run.device), loader, watched, truth_of(run.data, watched.dataset)
+    truth = truth_of(run.data, watched.dataset)
+    if not any(truth.values()):
+        raise ValueError(
+            f"{run.data.annotations.file}: no video of {run.data.val} that can be read has an event to find"
+        )
+    return model.to(run.device), loader, watched, truth
 
 
 def train(run: Run, resumed: Checkpoint | None = None) -> dict:
@@ -189,14 +207,18 @@ def train(run: Run, resumed: Checkpoint | None = None) -> dict:
     c, world, main = run.config, run.world, run.world.is_main
     model, loader, watched, truth = prepare(run, resumed)
     engine, stopper = build_engine(run, model, len(loader)), EarlyStopping(run.opt.patience)
-    first_epoch = 0
+    first_epoch, normalizers = 0, []
+    normalizer = model.detector.head.loss_normalizer  # each process counts the positives of its own batches
     if resumed:
         first_epoch = resumed.epoch + 1
         engine.load_state_dict(resumed.train_state)
         stopper.load_state_dict(resumed.train_state["stopper"])
+        normalizers = resumed.train_state.get("loss_normalizers", [])
     net = model
     if world.distributed:
-        net = data_parallel(model, run.device, share_buffers=False)  # each counts the positives of its own batches
+        net = data_parallel(model, run.device, share_buffers=False)
+        if len(normalizers) == world.size:  # now: the wrapper gave all what the first has
+            normalizer.fill_(normalizers[world.rank])
     logger = None
     if main:
         logger = RunLogger(run.save_dir, columns(run))
@@ -210,6 +232,12 @@ def train(run: Run, resumed: Checkpoint | None = None) -> dict:
         f"decoding thread(s), precision {run.amp or torch.float32}",
         f"Results go to {run.save_dir}",
     )
+
+    def epoch_of(epoch: int, stop: SafeStop) -> dict:
+        nonlocal normalizers
+        trained = train_epoch(run, engine, net, loader, epoch, stop)
+        normalizers = gather_objects(normalizer.item(), world)
+        return trained
 
     def evaluate(epoch: int) -> Evaluation | None:
         if not is_measured(c, epoch):
@@ -236,8 +264,8 @@ def train(run: Run, resumed: Checkpoint | None = None) -> dict:
 
     began = time.perf_counter()
     count = fit(
-        engine, c.epochs, lambda epoch, stop: train_epoch(run, engine, net, loader, epoch, stop), evaluate, record,
-        lambda epoch, names: write_checkpoints(run, engine, epoch, names, stopper), stopper, first_epoch,
+        engine, c.epochs, epoch_of, evaluate, record,
+        lambda epoch, names: write_checkpoints(run, engine, epoch, names, stopper, normalizers), stopper, first_epoch,
         period=run.opt.save_period,
     )  # fmt: skip
     say(f"\n{count} epochs in {(time.perf_counter() - began) / 60:.2f} min")

@@ -7,16 +7,24 @@ then decoded from the key frame before it and recognised by its time.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils.system.machine import core_count
 from utils.system.packages import need
 from utils.system.voice import warn
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts")
 UNEVEN = 1.5  # frames that one may be away from an even rate before the rate counts as varying
@@ -35,6 +43,8 @@ class VideoFile:
         width, height: Of a picture.
         times: Seconds from the first frame to each [frames].
         duration: Seconds from the first frame to the end of the last.
+        rate: Frames a second as its header has it.
+        time_base: Seconds of a unit of the frames' times.
 
     Raises:
         FileNotFoundError, ValueError: It is not there, no video, or holds no frame.
@@ -51,10 +61,10 @@ class VideoFile:
         if not self.frames or not self.width:
             self.close()
             raise ValueError(f"{self.path}: holds no video frame that can be read")
-        base = self._stream.time_base or Fraction(1, 1000)
-        self.times = (self._pts - self._pts[0]) * float(base)
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        last = float(np.median(np.diff(self.times))) if self.frames > 1 else 1 / float(rate or 25)
+        self.time_base = self._stream.time_base or Fraction(1, 1000)
+        self.times = (self._pts - self._pts[0]) * float(self.time_base)
+        self.rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        last = float(np.median(np.diff(self.times))) if self.frames > 1 else 1 / float(self.rate)
         self.duration = float(self.times[-1]) + last
         self._from_start_helps = True
         self._decoder: Iterator | None = None
@@ -84,8 +94,8 @@ class VideoFile:
     ) -> np.ndarray:
         """Frames by number, in that order and as often as they are named: uint8 RGB [N, H, W, 3].
 
-        For one that cannot be decoded the last one before it stands in, or the next, where there is none; a warning
-        says so once.
+        For one that cannot be decoded the last of these before it stands in, or the next, where there is none, or the
+        nearest key frame that can be decoded, where none of these can; a warning says so once.
 
         Args:
             change: Done to each picture as it comes, so that a clip is never in memory at its full size.
@@ -97,6 +107,8 @@ class VideoFile:
         found = {n: change(picture) for n in wanted if (picture := self._frame(n)) is not None}
         if lost := [n for n in wanted if n not in found]:
             if not found:
+                found = self._nearest_key_frame(lost[0], change)
+            if not found:
                 raise ValueError(
                     f"{self.path}: frame {lost[0]} of {self.frames} cannot be decoded; is the file damaged?"
                 )
@@ -104,6 +116,23 @@ class VideoFile:
             good = np.array(sorted(found))
             found |= {n: found[int(good[max(np.searchsorted(good, n) - 1, 0)])] for n in lost}
         return np.stack([found[int(number)] for number in numbers])
+
+    def in_order(self) -> Iterator[tuple[int, VideoFrame]]:
+        """Number and frame of all that can be decoded, from the first on; the reader starts anew after it."""
+        self._restart()
+        decoder, self._decoder = self._decoder, None
+        return ((self._number_of(frame.pts), frame) for frame in decoder if frame.pts is not None)
+
+    def _number_of(self, pts: int) -> int:
+        return int(np.searchsorted(self._pts, pts))
+
+    def _nearest_key_frame(self, number: int, change: Callable[[np.ndarray], np.ndarray]) -> dict[int, np.ndarray]:
+        """The key frame that can be decoded nearest to a number, by its own; nothing where none can."""
+        keys = [self._number_of(pts) for pts in self._keys.tolist()]
+        for key in sorted(keys, key=lambda key: abs(key - number)):
+            if (picture := self._frame(key)) is not None:
+                return {key: change(picture)}
+        return {}
 
     def _open(self) -> None:
         av = need("av", "Reading videos")
@@ -142,24 +171,31 @@ class VideoFile:
         except (av.FFmpegError, OSError):
             self._restart()
             return
-        self._decoder, self._next = self._container.decode(self._stream), np.iinfo(np.int64).min
+        self._decoder, self._next = self._from_here(), np.iinfo(np.int64).min
 
     def _restart(self) -> None:
         self.close()
         self._open()
-        self._decoder, self._next = self._container.decode(self._stream), np.iinfo(np.int64).min
+        self._decoder, self._next = self._from_here(), np.iinfo(np.int64).min
 
-    def _until(self, wanted: int):
+    def _from_here(self) -> Iterator[VideoFrame]:
+        """The whole frames from where the container stands, each with its time."""
+        frames = whole_frames(self._container, self._stream)
+        if self._container.format.name == "avi" and self._stream.codec_context.has_b_frames:
+            # Its packets have no times of presentation, and what FFmpeg makes up in their place is that of the frame
+            # alone for key frames; but frames come in order, and the first one is a key frame.
+            first = next(frames, None)
+            number = 0 if first is None or first.pts is None else self._number_of(first.pts)
+            for frame, pts in zip(itertools.chain([first], frames), self._pts[number:].tolist(), strict=False):
+                if frame is not None:
+                    frame.pts = pts
+                    yield frame
+        else:
+            yield from frames
+
+    def _until(self, wanted: int) -> VideoFrame | None:
         """Decode up to the frame of that time; None where the decoder is past it, or at the file's end."""
-        av = need("av", "Reading videos")
-        while self._decoder is not None:
-            try:
-                frame = next(self._decoder)
-            except (StopIteration, av.EOFError):
-                self._decoder = None
-                return None
-            except av.FFmpegError:
-                continue  # a damaged packet: the frames after it may be whole
+        for frame in self._decoder or ():
             if frame.pts is None:
                 continue
             self._next = frame.pts + 1
@@ -167,7 +203,24 @@ class VideoFile:
                 return frame
             if frame.pts > wanted:
                 return None
+        self._decoder = None
         return None
+
+
+def whole_frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """The frames from where the container stands that are not damaged.
+
+    Packet by packet: the container's own generator of frames ends with the first damaged one.
+    """
+    av = need("av", "Reading videos")
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.FFmpegError):
+            return
+        with contextlib.suppress(av.FFmpegError):
+            yield from packet.decode()
 
 
 @functools.lru_cache(maxsize=4096)

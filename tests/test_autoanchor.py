@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from models.yolo import Model
 from utils.autoanchor import (
     _closeness,
     _fitness,
@@ -20,6 +22,8 @@ from utils.autoanchor import (
     label_sizes,
 )
 from utils.dataset.scan import DatasetIndex
+from utils.system.paths import ROOT
+from utils.system.yamls import load_yaml
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +114,26 @@ def test_autoanchor_replaces_a_poor_fit(reference, mixed, capsys):
     assert anchor_recall(label_sizes(mixed, 160), pixels, 4.0)[0] >= after["bpr_after"] - 0.01
     assert (np.diff(pixels.prod(-1).mean(-1)) > 0).all()  # small anchors on the fine level
     assert "poor fit" in capsys.readouterr().out
+
+
+def test_anchors_of_like_size_keep_their_size(reference, capsys):
+    """The order of the levels is one of pixels: in grid units the areas of like anchors fall."""
+    rng = np.random.default_rng(0)
+    index = make_index([[640, 640]] * 60, rng.uniform(20, 60, (60, 2)) / 640, np.arange(60))
+    model = make_model(np.full((9, 2), 500.0))
+    assert autoanchor(index, model, 640) is True
+    pixels = (model.detect.anchors * model.detect.stride.view(-1, 1, 1)).numpy()
+    said = float(re.search(r"replaced: \S+ anchors/target, (\S+) BPR", capsys.readouterr().out)[1])
+    assert anchor_recall(label_sizes(index, 640), pixels, 4.0)[0] == pytest.approx(said, abs=1e-3)
+    assert pixels.min() > 15 and pixels.max() < 70
+
+
+def test_anchors_of_a_yaml_keep_their_size():
+    yaml = load_yaml(ROOT / "models/yolov5n.yaml")
+    like = [[20, 20, 24, 24, 30, 30], [32, 32, 36, 36, 40, 40], [45, 45, 50, 50, 60, 60]]
+    for anchors in (like, like[::-1]):  # in the wrong order they are turned, as in YOLOv5
+        detect = Model({**yaml, "anchors": anchors}).detect
+        assert (detect.anchors * detect.stride.view(-1, 1, 1)).flatten(1).tolist() == like
 
 
 def test_autoanchor_keeps_a_good_fit(reference, heart, capsys):

@@ -285,16 +285,22 @@ def test_a_run_that_was_cut_before_its_end_trains_nothing_more(hyp, first, best)
         raise AssertionError("there is nothing left to do")
 
     stopper = EarlyStopping(patience=1 if best == 0 else 0)
-    stopper.load_state_dict({"best_fitness": 0.5, "best_epoch": best})
+    before = EarlyStopping(stopper.patience)
+    for epoch in range(first):
+        before(epoch, 0.5 if epoch == best else 0.1)
+    stopper.load_state_dict(before.state_dict())
     assert fit(make_engine(hyp), 3, never, never, never, never, stopper, first_epoch=first) == 0
 
 
-def test_a_run_that_measured_nothing_yet_goes_on(hyp):
-    """With --noval nothing says that fitness rises no more."""
+@pytest.mark.parametrize("measured", [{}, {0: 0.5}])
+def test_a_run_that_measures_seldom_goes_on(hyp, measured):
+    """It is at a measurement that a run ends early: with --noval there is none, and others have one in ten epochs."""
     engine, trained = make_engine(hyp), []
     engine.balancer.end_epoch = lambda: None
-    stopper = EarlyStopping(patience=2)
-    stopper.load_state_dict(EarlyStopping(patience=2).state_dict())
+    stopper, before = EarlyStopping(patience=2), EarlyStopping(patience=2)
+    for epoch, fitness in measured.items():
+        before(epoch, fitness)
+    stopper.load_state_dict(before.state_dict())
     count = fit(
         engine, 6, lambda epoch, stop: trained.append(epoch) or {}, lambda _: None, lambda *_: None, lambda *_: None,
         stopper, first_epoch=4,

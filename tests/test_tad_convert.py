@@ -124,6 +124,19 @@ def test_a_missing_video_is_told(videos, tmp_path):
 def test_names_of_videos():
     names = {"a.b.mp4": "a.b", "C:\\x\\v.avi": "v", "/data/upload/1/0123abcd-clip%201.mp4": "clip 1", "v": "v"}
     assert {text: video_name(text) for text in names} == names
+    there = {"20240131-clip": "20240131-clip", "20240131-clip.mp4": "20240131-clip", "x/Case #3.mp4": "Case #3"}
+    assert {text: video_name(text, there.values()) for text in there} == there
+
+
+def test_two_videos_of_one_name_are_told_and_those_in_folders_are_not_taken(tmp_path):
+    """Training finds neither."""
+    (tmp_path / "inside").mkdir()
+    for file in ("a.mp4", "inside/b.mp4"):
+        write_video(tmp_path / file, [np.zeros((32, 32, 3), np.uint8)] * 5)
+    assert list(convert([], tmp_path)["database"]) == ["a"]
+    (tmp_path / "a.mkv").write_bytes((tmp_path / "a.mp4").read_bytes())
+    with pytest.raises(ValueError, match=r"a\.mp4: .*a\.mkv has the same name"):
+        convert([], tmp_path)
 
 
 def test_groups_stay_together():

@@ -89,3 +89,15 @@ def test_annotations_that_are_none_end_in_a_sentence(tmp_path, text, says):
         with pytest.raises(ValueError, match=says):
             script.main(script.parse_opt(words))
     assert not (tmp_path / "runs").exists()
+
+
+def test_validation_without_an_event_is_told_before_the_training(tmp_path):
+    root = make_set(tmp_path / "set", 2, 2).parent
+    content = json.loads((root / "annotations.json").read_text())
+    for record in content["database"].values():
+        if record["subset"] == "validation":
+            record["annotations"] = []
+    (root / "annotations.json").write_text(json.dumps(content))
+    (tmp_path / "small.yaml").write_text(json.dumps(SMALL))
+    with pytest.raises(ValueError, match="no video of validation that can be read has an event to find"):
+        train(root / "data.yaml", tmp_path / "small.yaml", tmp_path, "--batch-size", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tad_golden import clip, small_model
 from tad_set import make_set
 from two_processes import command, run_as_two
 
+import tad.training
 from utils.system.devices import data_parallel, init_world
 from utils.weights.checkpoint import load_checkpoint
 
@@ -21,6 +23,20 @@ def results(folder: Path) -> tuple[dict, dict]:
     return detections["results"], metrics
 
 
+def keep_first_epoch(kept: Path, args: list[str]) -> dict:
+    """Train; `last.pt` as it is after the first epoch is copied to `kept`."""
+    saved = tad.training.save_checkpoint
+
+    def save(file: Path, record: dict) -> None:
+        saved(file, record)
+        if record["epoch"] == 0:
+            shutil.copy(file, kept)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tad.training, "save_checkpoint", save)
+        return command("train_tad", args)
+
+
 @pytest.mark.slow
 def test_two_processes_train_and_validate_as_one(second, tmp_path):
     # 80 sampled frames: three windows for each of three videos, so that one process has five and the other four
@@ -28,7 +44,9 @@ def test_two_processes_train_and_validate_as_one(second, tmp_path):
     words = ["--data", str(data), "--device", "cpu", "--amp", "off", "--workers", "0", "--noplots"]
     words += ["--project", str(tmp_path)]
     train = ["--cfg", "adatad_tiny.yaml", "--epochs", "2", "--batch-size", "4", "--name", "two", *words]
-    trained, said = run_as_two(second, command, "train_tad", train)
+    kept = tmp_path / "resumed/weights/last.pt"
+    kept.parent.mkdir(parents=True)
+    trained, said = run_as_two(second, keep_first_epoch, kept, train)
     best = tmp_path / "two/weights/best.pt"
     state = load_checkpoint(best).state_dict
     assert "Results go to" not in said and all(v.isfinite().all() for v in state.values() if torch.is_floating_point(v))
@@ -45,6 +63,12 @@ def test_two_processes_train_and_validate_as_one(second, tmp_path):
         one["average_map"]
     )
     assert trained["average_map"] == pytest.approx(one["average_map"])
+
+    run_as_two(second, command, "train_tad", ["--resume", str(kept), "--device", "cpu"])
+    uncut, resumed = (
+        json.loads((tmp_path / name / "training_history.json").read_text())["epochs"][-1] for name in ("two", "resumed")
+    )
+    assert uncut["epoch"] == resumed["epoch"] == 1 and uncut["train"] == resumed["train"]
 
 
 def gradients(net: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:

@@ -8,9 +8,11 @@ import av
 import numpy as np
 import pytest
 
+from tad.burn import burn
 from tad.config import config_from
 from tad.predict import VideoWindows
 from tad.video import VideoFile
+from utils.results.timelines import Event
 
 BITS, CELL = 10, 16
 
@@ -50,6 +52,8 @@ KINDS = {
     "open_gop.mp4": {"bf": 3, "g": 20, "x264-params": "open-gop=1"},
     "one_key_frame.mkv": {"bf": 2, "g": 1000},
     "old.avi": {"codec": "mpeg4", "g": 12},
+    "b_frames.avi": {"bf": 3, "g": 12},
+    "old_b_frames.avi": {"codec": "mpeg4", "bf": 2, "g": 12},
 }
 
 
@@ -173,6 +177,22 @@ def test_frames_that_cannot_be_decoded(tmp_path, threads, capsys):
     (tmp_path / "list.mp4").write_bytes(whole[: whole.index(b"mdat") + 8] + b"Z" * len(whole))
     with VideoFile(tmp_path / "list.mp4", threads) as video, pytest.raises(ValueError, match="list.mp4: frame 3 of"):
         video.read([3, 4])
+
+
+def test_a_damaged_video_is_burned_without_what_is_lost(tmp_path):
+    """A window that holds no whole frame has the nearest key frame in every place."""
+    whole = write(tmp_path / "whole.mp4", 120, bf=3, g=10, container_options={"movflags": "+faststart"}).read_bytes()
+    start, half = whole.index(b"mdat") + 8, len(whole) // 2
+    (tmp_path / "middle.mp4").write_bytes(whole[: start + 2000] + b"Z" * (half - start - 2000) + whole[half:])
+    with VideoFile(tmp_path / "middle.mp4") as video:
+        (seen,) = {read_number(p) for p in video.read([20, 30, 40])}
+        assert seen == 0 or seen > 50
+        burn(video, [Event(0, 2, "a", 0.9)], ["a"], tmp_path / "burned.mp4")
+        assert video.read([0]).shape[0] == 1
+    with VideoFile(tmp_path / "burned.mp4") as burned:
+        numbers = [read_number(p) for p in burned.read(range(burned.frames))]
+        assert numbers[-1] == 119 and 40 < len(numbers) < 120
+        assert burned.times[-1] == pytest.approx(119 / 25 - numbers[0] / 25, abs=0.01)
 
 
 def test_windows_of_a_video(videos):

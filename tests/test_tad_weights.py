@@ -12,6 +12,7 @@ import torch
 from tad_golden import clip, mask, small_model
 
 from tad.backbone import Backbone
+from tad.load import start_from
 from tad.weights import (
     SPARE,
     backbone_names,
@@ -50,6 +51,8 @@ def test_a_public_checkpoint_is_read_whole(public):
         if "loss_normalizer" not in name:
             assert torch.equal(other.state_dict()[name], value), name
     assert other.detector.head.loss_normalizer.item() == 37 and other.detector.head.loss_normalizer.is_floating_point()
+    start_from(other, file)
+    assert other.detector.head.loss_normalizer.item() == 100  # a training begins with it
     assert is_public(state) and not is_public(model.state_dict())
 
 

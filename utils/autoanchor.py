@@ -121,7 +121,7 @@ def kmean_anchors(
 
 
 def check_anchor_order(detect: Any) -> None:
-    """Reverse the anchors of a Detect layer in place where their areas do not grow with its strides."""
+    """Reverse the anchors of a Detect layer, in pixels, in place where their areas do not grow with its strides."""
     areas = detect.anchors.prod(-1).mean(-1)  # [levels]
     if (areas[-1] - areas[0]) * (detect.stride[-1] - detect.stride[0]) < 0:
         detect.anchors[:] = detect.anchors.flip(0)
@@ -166,8 +166,9 @@ def autoanchor(
     if new_recall <= recall:
         tell(f"the best found reach a recall of {new_recall:.3f}; anchors stay as they are")
         return False
-    detect.anchors[:] = detect.anchors.new_tensor(found).view_as(detect.anchors) / stride
+    detect.anchors[:] = detect.anchors.new_tensor(found).view_as(detect.anchors)
     check_anchor_order(detect)
+    detect.anchors /= stride
     tell(
         f"anchors replaced: {new_above:.2f} anchors/target, {new_recall:.3f} BPR (write them to the model yaml to keep)"
     )

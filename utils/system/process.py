@@ -81,17 +81,18 @@ def shared_memory() -> int | None:
     return found.f_bavail * found.f_frsize
 
 
-def fitting_workers(workers: int, batch_bytes: int, sharing: int = 1, prefix: str = "") -> int:
+def fitting_workers(workers: int, batch_bytes: int, sharing: int = 1, prefix: str = "", ready: int = 2) -> int:
     """As many of the workers as shared memory holds the batches of; in a container it is often missing, or 64 MB.
 
     Args:
-        batch_bytes: size of a batch; each worker holds two ready, and two more are on their way.
+        batch_bytes: size of a batch; two are on their way beside those that the workers hold.
         sharing: processes that share the memory.
+        ready: batches that each worker holds ready.
     """
     free = shared_memory()
     if free is None or not workers:
         return workers
-    fitting = max(0, min(workers, (free // sharing // batch_bytes - 2) // 2))
+    fitting = max(0, min(workers, (free // sharing // batch_bytes - 2) // ready))
     if fitting < workers:
         warn(
             f"{prefix}: {fitting} data workers instead of {workers}: /dev/shm has {free / 1e6:.0f} MB free, too little "

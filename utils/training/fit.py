@@ -25,25 +25,20 @@ class EarlyStopping:
     def __init__(self, patience: int = 100) -> None:
         self.patience = patience or math.inf
         self.best_fitness, self.best_epoch = 0.0, 0
+        self.over = False  # what the last call said
 
     def __call__(self, epoch: int, fitness: float) -> bool:
         if fitness > self.best_fitness:
             self.best_fitness, self.best_epoch = fitness, epoch
-        return self.over(epoch)
-
-    def over(self, epoch: int) -> bool:
-        """Whether the run should stop after this epoch."""
-        return epoch - self.best_epoch >= self.patience
-
-    def was_over(self, epoch: int) -> bool:
-        """Whether a run that was cut had stopped after this epoch; not where none was measured (--noval)."""
-        return self.best_fitness > 0 and self.over(epoch)
+        self.over = epoch - self.best_epoch >= self.patience
+        return self.over
 
     def state_dict(self) -> dict:
-        return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
+        return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch, "over": self.over}
 
     def load_state_dict(self, state: Mapping) -> None:
         self.best_fitness, self.best_epoch = state["best_fitness"], state["best_epoch"]
+        self.over = state.get("over", False)  # runs of before have none
 
 
 def fit(
@@ -84,8 +79,7 @@ def fit(
         NonFiniteLoss: A loss or gradient was NaN or infinite.
     """
     main, epoch = engine.world.is_main, first_epoch
-    over = first_epoch >= epochs or (first_epoch > 0 and stopper.was_over(first_epoch - 1))
-    if broadcast_object(over, engine.world):
+    if broadcast_object(first_epoch >= epochs or stopper.over, engine.world):
         return 0  # cut between its last epoch and its end
     try:
         with SafeStop() as stop:
