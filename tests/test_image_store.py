@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,7 @@ from PIL import Image
 from utils.dataloaders import JointDataset
 from utils.dataset.pictures import read_picture
 from utils.dataset.scan import DatasetIndex, scan_dataset
-from utils.dataset.store import ImageStore
+from utils.dataset.store import MEMORY_MARGIN, ImageStore
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +94,20 @@ def test_memory_cache_needs_room_and_is_read_only(index, monkeypatch, capsys):
     monkeypatch.setattr("utils.dataset.store.available_memory", lambda: 1000)
     assert JointDataset(index, 64, cache="ram", prefix="train").store.block is None
     assert "train: not cached" in capsys.readouterr().out
+    monkeypatch.setattr("utils.dataset.store.available_memory", lambda: 2 * MEMORY_MARGIN * store.cached_bytes)
+    assert JointDataset(index, 64, cache="ram", prefix="train").store.block is not None
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # each of four processes asks before any has filled its own
+    assert JointDataset(index, 64, cache="ram", prefix="train").store.block is None
+    assert "in each of 4 processes" in capsys.readouterr().out
+
+
+def test_a_picture_that_was_replaced_with_its_time_is_read_anew(tmp_path):
+    """As `cp -p` and archives do it."""
+    index = scan(write_folder(tmp_path / "set"))
+    cached = JointDataset(index, 64, cls_nc=3, cache="disk").store.get(3).copy()
+    file = Path(index.im_files[3])
+    times = file.stat()
+    time.sleep(0.02)
+    cv2.imwrite(str(file), 255 - cv2.imread(str(file)))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (JointDataset(index, 64, cls_nc=3, cache="disk").store.get(3) != cached).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -274,6 +275,37 @@ def test_list_images(tmp_path, monkeypatch):
     assert list_images(str(listing)) == sorted([*found, str(tmp_path / "images" / "none.jpg")])
     with pytest.raises(FileNotFoundError, match="nothing"):
         list_images([str(tmp_path / "nothing")])
+
+
+@pytest.mark.parametrize("name", ["a_link", "z_link"])
+def test_a_folder_that_a_link_leads_to_as_well_keeps_its_own_name(tmp_path, name):
+    """Its labels are beside that one."""
+    file = picture(tmp_path / "images" / "b2023" / "1.png")
+    (tmp_path / "images" / name).symlink_to("b2023", target_is_directory=True)
+    assert list_images(tmp_path / "images") == [str(file)]
+
+
+def test_lines_may_leave_a_linked_folder(tmp_path):
+    file = picture(tmp_path / "real" / "images" / "q.jpg")
+    (tmp_path / "real" / "lists").mkdir()
+    (tmp_path / "real" / "lists" / "all.txt").write_text("../images/q.jpg\n")
+    (tmp_path / "proj").mkdir()
+    (tmp_path / "proj" / "lists").symlink_to(tmp_path / "real" / "lists", target_is_directory=True)
+    (found,) = list_images(tmp_path / "proj" / "lists" / "all.txt")
+    assert os.path.samefile(found, file)
+
+
+def test_a_file_that_another_may_read_is_tried_again(data, monkeypatch):
+    def refused(file: str) -> tuple[int, int]:
+        if file.endswith("b.jpg"):
+            raise PermissionError(errno.EACCES, "Permission denied", file)
+        return check_picture(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.dataset.pairs.check_picture", refused)
+        index = run(data)
+    assert len(index) == 3 and "no access" in [p.kind for p in index.problems] and index.counts["images_left_out"] == 1
+    assert len(run(data)) == 4
 
 
 def test_a_picture_named_twice_counts_once(tmp_path, capsys):

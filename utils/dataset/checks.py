@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from utils.dataset.config import DataConfig
 from utils.dataset.files import OTHER_KIND
+from utils.dataset.index import NO_ACCESS
 from utils.dataset.pictures import read_picture
 from utils.dataset.scan import DatasetIndex
 from utils.dataset.split import find_groups
@@ -59,6 +60,7 @@ _ROOM_OF_PROBLEM = {
     "corrupt image": "unreadable",
     "unreadable label": "unreadable",
     "unreadable folder": "unreadable",
+    NO_ACCESS: "unreadable",
     OTHER_KIND: "stray",
     "label without picture": "stray",
     "missing label": "note",

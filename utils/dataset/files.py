@@ -71,7 +71,7 @@ def list_images(
         if os.path.isdir(source):
             files += _walk(source, passed)
         elif os.path.isfile(source) and source.lower().endswith(".txt"):
-            files += [os.path.normpath(path) for _, _, path in read_list(source, root)]
+            files += [_normal(path) for _, _, path in read_list(source, root)]
         elif os.path.isfile(source):
             files.append(os.path.normpath(source))
         elif has_wildcard(source):
@@ -103,6 +103,15 @@ def read_list(source: str | Path, root: str | Path | None = None) -> list[tuple[
         if text and not (text.startswith("#") and not os.path.exists(os.path.join(bases[0], text))):
             entries.append((number, text, text if "://" in text else _locate(text, bases)))
     return entries
+
+
+def _normal(path: str) -> str:
+    """A normalised path to the same file: `..` behind a linked folder is the parent of what the link leads to."""
+    normal = os.path.normpath(path)
+    if ".." in path and not os.path.exists(normal) and os.path.exists(path):
+        head, tail = os.path.split(path)
+        return os.path.join(os.path.realpath(head), tail)
+    return normal
 
 
 def _locate(entry: str, bases: list[str]) -> str:
@@ -242,11 +251,11 @@ def _written_link(source: str) -> str | None:
 
 
 def _walk(folder: str, passed: list[Problem]) -> list[str]:
-    """Normalised paths of the pictures below a folder. Links are followed, but no folder is entered twice; hidden
-    files are passed over."""
-    found, seen, stack = [], set(), [folder]
-    while stack:
-        current = stack.pop()
+    """Normalised paths of the pictures below a folder. Links are followed, but no folder is entered twice, and one that
+    is there itself under its own name, beside which its labels are; hidden files are passed over."""
+    found, seen, stack, links = [], set(), [folder], []
+    while stack or links:
+        current = stack.pop() if stack else links.pop()
         try:
             real = os.path.realpath(current)
             if real in seen:
@@ -267,7 +276,7 @@ def _walk(folder: str, passed: list[Problem]) -> list[str]:
                 passed.append(Problem(entry.path, None, f"cannot be opened ({error.strerror})", "unreadable folder"))
                 continue
             if is_folder:
-                stack.append(entry.path)
+                (links if entry.is_symlink() else stack).append(entry.path)
             elif is_picture_name(entry.name):
                 found.append(f"{start}{entry.name}")
             elif not is_companion(entry.name):

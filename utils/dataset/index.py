@@ -13,11 +13,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL
 
 from utils.dataset.labels import Problem
 from utils.system.files import user_cache, whole_file, writable
 
 CACHE_VERSION = 2
+NO_ACCESS = "no access"  # kind of a problem that is not the file's own
 
 # ctime also notices a file that was replaced by one of the same size and mtime
 _size_and_times = attrgetter("st_size", "st_mtime_ns", "st_ctime_ns")
@@ -99,7 +101,7 @@ class DatasetIndex:
             "backgrounds": int((np.diff(self.object_offsets) == 0).sum()),
             "objects": len(self.objects),
             "images_without_image_label": int((self.image_class < 0).sum()) if self.cls_nc else 0,
-            "images_left_out": sum(kinds[k] for k in ("missing image", "corrupt image", "unreadable label")),
+            "images_left_out": sum(kinds[k] for k in ("missing image", "corrupt image", "unreadable label", NO_ACCESS)),
             "rows_left_out": kinds["bad row"] + kinds["duplicate row"],
         }
 
@@ -157,7 +159,7 @@ def fingerprint(files: list[str], label_files: list[str], nc: int, cls_nc: int, 
             numbers += _size_and_times(os.stat(name))
         except OSError:
             numbers.append(None)
-    start = f"{CACHE_VERSION} {nc} {cls_nc} {single_cls} {cv2.__version__}"
+    start = f"{CACHE_VERSION} {nc} {cls_nc} {single_cls} {cv2.__version__} {PIL.__version__}"
     text = "\0".join((start, *files, *label_files, str(numbers)))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 

@@ -9,6 +9,7 @@ no children by `multiprocessing`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import subprocess
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from utils.dataset import pictures
-from utils.dataset.index import DatasetIndex, offsets_of
+from utils.dataset.index import NO_ACCESS, DatasetIndex, offsets_of
 from utils.dataset.labels import ParsedLabel, Problem, read_label
 from utils.dataset.pictures import check_picture, one_line, tell_once
 from utils.system.paths import ROOT
@@ -30,6 +31,16 @@ from utils.system.paths import ROOT
 Check = Callable[[Sequence[str], Sequence[str], int | None, int], DatasetIndex]
 
 PROGRAM = "import sys; sys.path[:] = {path!r}; from utils.dataset.pairs import serve; serve()"
+MAY_PASS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
 MARK = b"\0answers\n"  # ends what else was written to a process's output, such as by an interpreter's start
 
 
@@ -69,7 +80,7 @@ def _check_pair(file: str, label_file: str, nc: int | None, cls_nc: int) -> tupl
     except (ValueError, OSError) as error:
         if not os.path.exists(file):
             return left_out("the picture does not exist", "missing image")
-        return left_out(one_line(error), "corrupt image")
+        return left_out(one_line(error), NO_ACCESS if _may_pass(error) else "corrupt image")
     try:
         label = read_label(label_file, nc, cls_nc)
         if label.unread and not len(label.objects):
@@ -82,7 +93,14 @@ def _check_pair(file: str, label_file: str, nc: int | None, cls_nc: int) -> tupl
         reason = "no label file: a background, image class unknown"
         return shape, ParsedLabel(problems=[Problem(label_file, None, reason, "missing label")] if cls_nc else [])
     except OSError as error:
-        return left_out(f"its label cannot be read ({one_line(error)})", "unreadable label")
+        return left_out(
+            f"its label cannot be read ({one_line(error)})", NO_ACCESS if _may_pass(error) else "unreadable label"
+        )
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether an error says nothing of the file itself: another user, or the same one later, may read it."""
+    return getattr(error, "errno", None) in MAY_PASS
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.dataset.files import other_kinds, pair_with_labels
-from utils.dataset.index import DatasetIndex, cache_files, fingerprint, join, load_cache, save_cache
+from utils.dataset.index import NO_ACCESS, DatasetIndex, cache_files, fingerprint, join, load_cache, save_cache
 from utils.dataset.labels import Problem
 from utils.dataset.pairs import checkers
 from utils.dataset.pictures import IMG_FORMATS
@@ -74,7 +74,7 @@ def scan_dataset(
         index = _scan(files, label_files, None if single_cls else nc, cls_nc, workers, prefix, verbose)
         if single_cls:
             index.objects[:, 0] = 0
-        if cache:
+        if cache and not any(p.kind == NO_ACCESS for p in index.problems):
             save_cache(places, key, index, files)
     index.problems += passed
     labelled = any(map(os.path.exists, label_files))

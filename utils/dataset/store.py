@@ -129,8 +129,10 @@ class ImageStore:
 
     def _fill_memory(self, prefix: str, share: bool) -> None:
         need, free = self.cached_bytes, available_memory()
-        if free is not None and need * MEMORY_MARGIN > free:
-            say(f"{prefix}: not cached: needs {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes on this machine, each with a copy of its own
+        if free is not None and need * sharing * MEMORY_MARGIN > free:
+            each = f" in each of {sharing} processes" * (sharing > 1)
+            say(f"{prefix}: not cached: needs {need / 1e9:.1f} GB of memory{each}, {free / 1e9:.1f} GB are free")
             return
         block = torch.empty(need, dtype=torch.uint8)
         if share:
@@ -188,6 +190,8 @@ class ImageStore:
         return os.path.join(folder, f"{name}.{self.imgsz}{'fast' if self.fast else ''}.npy")
 
     def _disk_file_is_fresh(self, i: int) -> bool:
+        """Copied later than the picture came here, which `cp -p` does not hide, and of the picture's own time."""
         with contextlib.suppress(OSError):
-            return os.stat(self._disk_file(i)).st_mtime_ns == os.stat(str(self.files[i])).st_mtime_ns
+            copy, picture = os.stat(self._disk_file(i)), os.stat(str(self.files[i]))
+            return copy.st_mtime_ns == picture.st_mtime_ns and copy.st_ctime_ns >= picture.st_ctime_ns
         return False
