@@ -14,7 +14,7 @@ import csv
 from pathlib import Path
 
 from utils.system.arguments import check_ranges, filled_in, parse_words
-from utils.system.paths import ROOT, increment_path
+from utils.system.paths import ROOT, UniqueStems, increment_path
 
 TASKS = ("train", "val", "test", "speed", "study")
 STUDY_SIZES = range(256, 1536 + 1, 128)
@@ -236,8 +236,9 @@ def write(evaluator: Evaluator, results: dict, opt: argparse.Namespace, save_dir
         draw_results(collected.detection, collected.image, save_dir)
         for number, batch in collected.drawings:
             draw_batch(number, *batch, names, (data.cls_names, dict(evaluator.predictor.model.cls_names)), save_dir)
-    details = save_dir / DETAILS if opt.save_json else save_dir
+    details, other = (save_dir / DETAILS, save_dir) if opt.save_json else (save_dir, save_dir / DETAILS)
     details.mkdir(exist_ok=True)
+    (other / "metrics.json").unlink(missing_ok=True)  # of an earlier validation in this folder (--exist-ok)
     write_json(details / "metrics.json", results)
     pictures = [picture for _, picture in collected.pictures]
     if opt.save_json:
@@ -253,6 +254,7 @@ def write(evaluator: Evaluator, results: dict, opt: argparse.Namespace, save_dir
 def study(opt: argparse.Namespace, world: World) -> None:
     """Validates each weight file at many picture sizes and writes a table: both tasks, milliseconds a picture."""
     arguments = {**vars(opt), "task": "val", "plots": False, "save_json": False, "world": world}
+    stems = UniqueStems()
     for weights in opt.weights:
         rows = []
         for imgsz in study_sizes(weights, opt):
@@ -266,7 +268,7 @@ def study(opt: argparse.Namespace, world: World) -> None:
             rows.append(row | {f"{k}_ms": results["speed_ms"][k] for k in ("preprocess", "inference", "nms")})
         if not rows:
             continue
-        file = Path(f"study_{Path(opt.data).stem}_{Path(weights).stem}.csv")
+        file = Path(f"study_{Path(opt.data).stem}_{stems(weights)}.csv")
         with file.open("w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, rows[0])
             writer.writeheader()

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.experimental import DetectMultiBackend
-from models.export.readers import fixed_size
+from models.export.readers import fixed_size, tell_nms
 from models.load import device_of, input_dtype, largest_stride, name_classes
 from models.predictor import Predictor
 from utils.boxes import make_divisible, xyxy2xywh
@@ -52,6 +52,8 @@ class AutoShape(nn.Module):
         model = self.network
         model.to(memory_format=memory_format(device_of(model), None))
         name_classes(model)
+        if not isinstance(self.model, DetectMultiBackend):  # which has told
+            tell_nms(model)
         self.names, self.cls_names, self.nc, self.cls_nc = model.names, model.cls_names, model.nc, model.cls_nc
         self.yaml, self.hyp = getattr(model, "yaml", None), getattr(model, "hyp", None)
         self.stride = largest_stride(model)
@@ -199,11 +201,13 @@ class Detections:
     def crop(self, save: bool = True, save_dir: str | Path = "runs/detect/exp", exist_ok: bool = False) -> list[dict]:
         """Cut out each box; dicts with `box`, `conf`, `cls`, `label`, `im` (BGR), written below `crops/`."""
         folder = increment_path(save_dir, exist_ok=exist_ok, mkdir=True) if save else Path(save_dir)
-        crops, classes = [], UniqueStems()
-        for im, pred, file in zip(self.ims, self.pred, self._names(folder if save else None), strict=True):
-            for *box, conf, cls in pred:
+        crops, classes, files = [], UniqueStems(), UniqueStems()
+        for im, pred, file in zip(self.ims, self.pred, map(Path, self._names(folder if save else None)), strict=True):
+            for number, (*box, conf, cls) in enumerate(pred):
                 name = self.names[int(cls)]
-                target = folder / "crops" / classes(str(int(cls)), safe_name(name)) / file
+                within = Path(classes(str(int(cls)), safe_name(name)))
+                own = files(f"{number} {within / file}", str(within / file.stem))  # a.jpg's second is not a2.jpg
+                target = folder / "crops" / f"{own}{file.suffix}"
                 cut = save_one_box(box, im[..., ::-1], file=target, BGR=True, save=save)
                 crops.append({"box": box, "conf": conf, "cls": cls, "label": f"{name} {conf:.2f}", "im": cut})
         if save:

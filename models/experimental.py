@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.answer import Answer
 from models.common import MixConv2d
+from models.export.readers import tell_nms
 from models.load import device_of, input_dtype, largest_stride, load_model, name_classes
 from utils.dataset.config import DataConfig
 from utils.downloads import attempt_download
@@ -83,6 +84,7 @@ class DetectMultiBackend(nn.Module):
         self.fp16 = fp16 and self.device.type == "cuda"
         self.model = load_model(weights, self.device, fuse, half=self.fp16, dnn=dnn)
         name_classes(self.model, data)
+        tell_nms(self.model)
         self.names, self.stride = self.model.names, largest_stride(self.model)
         name = str(weights if isinstance(weights, (str, Path)) else weights[0]).partition("?")[0]
         self.pt, self.jit, self.onnx = (name.endswith(s) for s in (".pt", ".torchscript", ".onnx"))

@@ -64,7 +64,7 @@ class Detect(nn.Module):
         for i, raw in enumerate(maps):
             b, _, h, w, _ = raw.shape
             y = raw.float().sigmoid()
-            xy = (y[..., :2] * 2 + self._cells(i, h, w, y.device)) * self.stride[i].float()
+            xy = (y[..., :2] * 2 + self._cells(i, h, w, y)) * self.stride[i].float()
             anchors = self.anchors[i].float() * self.stride[i].float()
             wh = (y[..., 2:4] * 2) ** 2 * anchors.view(self.na, 1, 1, 2)
             out.append(torch.cat((xy, wh, y[..., 4:]), -1).view(b, -1, self.no))
@@ -78,11 +78,13 @@ class Detect(nn.Module):
         decoded = self.decode(maps)
         return (decoded,) if self.export else (decoded, maps)
 
-    def _cells(self, level: int, h: int, w: int, device: torch.device) -> Tensor:
-        """Column and row of each cell minus 0.5, [h, w, 2]; kept for the next picture of that size."""
+    def _cells(self, level: int, h: int, w: int, like: Tensor) -> Tensor:
+        """Column and row of each cell minus 0.5, [h, w, 2], where `like` is; kept for the next picture of that size."""
+        device = like.device
         if self.dynamic:  # integers until the end: OpenCV's reader of ONNX files knows no other ranges
             row, column = torch.meshgrid(*(torch.arange(side, device=device) for side in (h, w)), indexing="ij")
-            return torch.stack((column, row), -1).float() - 0.5
+            # The device stands in a trace as it is here; `like` takes the cells to that of the pictures.
+            return (torch.stack((column, row), -1).float() - 0.5).type_as(like)
         grid = self.grid[level]
         if grid.shape[:2] != (h, w) or grid.device != device:
             with torch.inference_mode(False):  # else a grid first made under inference mode cannot serve autograd

@@ -187,6 +187,8 @@ class Evaluator:
         boxes = torch.cat((targets[:, 1:2], targets[:, 2:6] * torch.tensor([width, height, width, height])), 1)
         known = [boxes[targets[:, 0] == i].to(self.predictor.device) for i in range(len(shapes))]
         merged = [d.cpu() for d in answer.detections(labels=known, **self.predictor.nms)]
+        for detections in merged:
+            detections[:, 5] *= not self.single_cls
         return [scale_boxes(input_shape, d, *shape) for d, shape in zip(merged, shapes, strict=True)]
 
 

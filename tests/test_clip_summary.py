@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -141,6 +142,18 @@ def test_a_plain_detector_has_no_view(tmp_path):
     none = detect_in(plain, tmp_path / "a.avi", tmp_path, conf_thres=1.0)
     assert json.loads((none / "clips" / "a.json").read_text())["seen"] == {}
     assert not (none / "clips" / "a.png").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_may_look_like_formulas_or_be_no_text(tmp_path):
+    weights = save_weights(tmp_path / "plain.pt", joint=False, seed=1)
+    out = detect_in(weights, write_video(tmp_path / "q$a_b_c$.avi", 2), tmp_path)
+    assert sorted(f.name for f in (out / "clips").iterdir()) == ["q_a_b_c_.json", "q_a_b_c_.png"]
+    (frames := tmp_path / "caf\udce9").mkdir()
+    cv2.imwrite(str(tmp_path / "1.png"), np.full((96, 128, 3), 90, np.uint8))
+    (tmp_path / "1.png").rename(frames / "1.png")
+    out = detect_in(weights, frames, tmp_path)
+    assert [f.suffix for f in (out / "clips").iterdir() if f.suffix == ".json"] == [".json"]
 
 
 def test_without_the_flag_nothing_is_summed_up(weights, tmp_path):

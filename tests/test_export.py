@@ -264,12 +264,23 @@ def test_openvino_takes_bfloat16_where_the_processor_has_it(weights, monkeypatch
 
 @pytest.fixture(scope="module")
 def pictures_on_disk(folder) -> dict:
-    """A data yaml's content with three smooth training pictures of several sizes."""
+    """A data yaml's content with three smooth training pictures of several sizes, and a damaged one, in a list whose
+    lines count from the data's root."""
     (folder / "images").mkdir()
     for k, (height, width) in enumerate([(64, 96), (90, 70), (40, 80)]):
         im = smooth_pictures(1, 3, (height, width), seed=k)[0].permute(1, 2, 0).mul(255).byte().numpy()
         cv2.imwrite(str(folder / "images" / f"{k}.png"), im)
-    return {"path": str(folder), "train": "images", "val": "images", "names": list(NAMES.values())}
+    (folder / "images" / "3.png").write_bytes(b"damaged")
+    (folder / "splits").mkdir()
+    (folder / "splits" / "train.txt").write_text("".join(f"images/{k}.png\n" for k in range(4)))
+    return {"path": str(folder), "train": "splits/train.txt", "val": "images", "names": list(NAMES.values())}
+
+
+@pytest.mark.slow
+def test_the_cells_of_a_dynamic_trace_go_where_its_pictures_are():
+    """It is made on one device, which stands in its ranges, and may be used on another."""
+    graph = str(torch.jit.load(made("torchscript", dynamic=True)).inlined_graph)
+    assert graph.count("aten::meshgrid") == graph.count("aten::type_as") == 3  # once a level
 
 
 @pytest.mark.slow

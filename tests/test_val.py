@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -187,6 +188,14 @@ def test_save_txt_is_valid_labels(data, tmp_path):
         np.testing.assert_allclose(mine.objects[order, 1:], truth.objects[:, 1:], atol=0.02)
 
 
+class Stray(Oracle):
+    def forward(self, x, augment=False):
+        answer = super().forward(x)
+        height, width = x.shape[2:]
+        answer.boxes[:, 3] = torch.tensor([width / 2, height / 2, 6.0, 6.0, 0.9, 0.0, 0.9])  # one that is no known one
+        return answer
+
+
 def test_save_conf_and_hybrid_leave_the_metrics_alone(data, tmp_path):
     plain = run(data, Oracle(wrong=True), save_dir=tmp_path, plots=False)
     hybrid = run(data, Oracle(wrong=True), save_dir=tmp_path, plots=False, save_hybrid=True, save_conf=True)
@@ -195,6 +204,9 @@ def test_save_conf_and_hybrid_leave_the_metrics_alone(data, tmp_path):
     classes = {row.split()[0]: float(row.split()[5]) for row in rows if len(row.split()) == 6}
     assert classes["1"] == 1.0  # the known box
     assert classes["0"] == pytest.approx(0.81, abs=1e-3)  # the found one
+    run(data, Stray(), save_dir=tmp_path / "one", plots=False, save_hybrid=True, single_cls=True, save_conf=True)
+    rows = [row for file in (tmp_path / "one/labels").glob("*.txt") for row in file.read_text().splitlines()]
+    assert {row.split()[0] for row in rows if len(row.split()) == 6} == {"0"}  # known and found ones
 
 
 def test_save_json_agrees_with_pycocotools(data, tmp_path):
@@ -207,6 +219,10 @@ def test_save_json_agrees_with_pycocotools(data, tmp_path):
     assert len(truth["annotations"]) == 5 and len(truth["images"]) == 5
     assert json.loads((tmp_path / "details" / "metrics.json").read_text())["pycocotools"] == results["pycocotools"]
     assert [f.name for f in tmp_path.glob("*.json")] == ["model_predictions.json"]  # tools take the one that is there
+    run(data, Oracle(), save_dir=tmp_path, plots=False)  # into the same folder, as with --exist-ok
+    assert (tmp_path / "metrics.json").exists() and not (tmp_path / "details" / "metrics.json").exists()
+    run(data, Oracle(), save_dir=tmp_path, plots=False, save_json=True)
+    assert [f.name for f in tmp_path.glob("*.json")] == ["model_predictions.json"]
 
 
 def test_label_files_without_the_image_row(data, tmp_path):
@@ -377,9 +393,12 @@ def test_command_line_with_a_real_network(data, checkpoint, tmp_path, monkeypatc
     assert "ms inference" in out and "--dnn" in out
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(val_joint, "STUDY_SIZES", range(64, 97, 32))
-    val_joint.main(val_joint.parse_opt([*common, "--weights", str(checkpoint), "--task", "study"]))
-    with open(tmp_path / "study_data_joint.csv", newline="") as f:
-        assert [row["imgsz"] for row in csv.DictReader(f)] == ["64", "96"]
+    (tmp_path / "other").mkdir()
+    two[1] = shutil.copy(checkpoint, tmp_path / "other")  # of the same name
+    val_joint.main(val_joint.parse_opt([*common, "--weights", *two, "--task", "study"]))
+    for table in ("study_data_joint.csv", "study_data_joint_2.csv"):
+        with open(tmp_path / table, newline="") as f:
+            assert [row["imgsz"] for row in csv.DictReader(f)] == ["64", "96"]
 
 
 @pytest.mark.slow

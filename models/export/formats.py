@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ class Job:
         return f"{self.path.stem}_int8" if self.calibration else self.path.stem
 
     def network(self, half: bool, device: torch.device | None = None) -> ExportNetwork:
-        model = self.model if device is None else self.model.to(device)
+        model = self.model if device is None else copy.deepcopy(self.model).to(device)  # other formats are of this one
         return ExportNetwork(model, self.imgsz, self.batch, self.dynamic, half)
 
 

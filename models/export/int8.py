@@ -18,7 +18,7 @@ import numpy as np
 from utils.augmentations import letterbox
 from utils.dataset.config import ensure_data, load_data_config
 from utils.dataset.files import list_images
-from utils.dataset.pictures import read_picture
+from utils.dataset.pictures import check_picture, read_picture
 from utils.system.packages import need
 
 PICTURES = 300  # that ranges are measured on; more change little
@@ -55,10 +55,20 @@ def calibration_of(data: str | Path | dict, imgsz: tuple[int, int], batch: int) 
     """
     config = load_data_config(data)
     ensure_data(config)
-    files = list_images(config.train)
+    files = list_images(config.train, config.path)
+    files = [file for file in files[:: -(-len(files) // PICTURES) or 1] if _is_whole(file)]
     if not files:
         raise ValueError(f"--int8 measures on training pictures, and {config.source} has none under `train:`")
-    return Calibration(files[:: -(-len(files) // PICTURES)], imgsz, batch)
+    return Calibration(files, imgsz, batch)
+
+
+def _is_whole(picture: str) -> bool:
+    """Whether it can be read; training leaves others out too."""
+    try:
+        check_picture(picture)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def quantize_onnx(model, pictures: Calibration):

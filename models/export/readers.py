@@ -385,6 +385,13 @@ def heed_options(
     return half and not getattr(model, "exported", False)
 
 
+def tell_nms(model: nn.Module) -> None:
+    """A line for Python code that sets thresholds, or suppresses boxes itself, where a file has done so."""
+    if inside := getattr(model, "nms", None):
+        with_ = ", ".join(f"{key} {value}" for key, value in inside.items())
+        warn(f"non-max suppression is inside the file ({with_}): its rows are x1, y1, x2, y2, confidence, class")
+
+
 def _size(imgsz: Sequence[int]) -> str:
     return "x".join(str(int(s)) for s in imgsz)
 

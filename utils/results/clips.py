@@ -214,7 +214,8 @@ class ClipSummaries:
         stem = self._stems(path, name if clip.seconds is None else Path(name).stem)
         self.folder.mkdir(exist_ok=True)
         with whole_file(self.folder / f"{stem}.json") as temporary:
-            temporary.write_text(json.dumps(clip.record(), indent=1, ensure_ascii=False), encoding="utf-8")
+            text = json.dumps(clip.record(), indent=1, ensure_ascii=False)
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are no text
         if self.pictures and clip.intervals:
             clip.draw(self.folder / f"{stem}.png")
 

@@ -6,6 +6,7 @@ import csv
 import glob
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -68,6 +69,7 @@ class UniqueStems:
         self._used = set(map(_same_file, reserved))
         self._videos: set[str] = set()
         self._renamed = False
+        self._last: Counter[str] = Counter()  # numbers given to each wanted stem
 
     def __call__(self, path: str | Path, stem: str | None = None, frames: bool = False) -> str:
         """The stem for `path`, always the same; built on `stem` where given.
@@ -78,9 +80,9 @@ class UniqueStems:
         path = str(path)
         if path not in self._stems:
             wanted = name = stem or Path(path).stem
-            number = 2
             while not self._free(_same_file(name), frames):
-                name, number = f"{wanted}_{number}", number + 1
+                self._last[wanted] += 1
+                name = f"{wanted}_{self._last[wanted] + 1}"
                 self._renamed = True
             self._stems[path] = name
             self._used.add(_same_file(name))
@@ -95,8 +97,9 @@ class UniqueStems:
 
     def save(self, folder: Path) -> None:
         """Where an input is not found by its results' name, write `names.csv`, which has both, and say so."""
+        file = folder / "names.csv"
+        file.unlink(missing_ok=True)  # of an earlier run in this folder
         if self._renamed:
-            file = folder / "names.csv"
             with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f:
                 csv.writer(f).writerows([("name", "path"), *((name, path) for path, name in self._stems.items())])
             say(f"Some inputs have the same name: {file} says which result is whose")
