@@ -151,7 +151,7 @@ def run(
     answers = f"{model.nc} object classes" + (f", {model.cls_nc} image classes" if model.cls_nc else "")
     say(f"{path}: {answers}, input [{batch_size},{model.yaml['ch']},{size[0]},{size[1]}], RGB in 0..1")
     if verbose:
-        say(model.info(verbose=True, imgsz=size))
+        say(model.info(verbose=True, img_size=size))
 
     pictures = calibration_of(data, size, batch_size) if int8 else None
     if pictures:

@@ -151,7 +151,7 @@ def parse_model(content: Mapping, file: str = "model yaml") -> tuple[list[nn.Mod
     found = [sum(isinstance(m, kind) for m in builder.layers) for kind in (Detect, BRANCHES)]
     if found[0] != 1 or found[1] > 1:
         raise RowError(f"{file}: {found[0]} Detect rows and {found[1]} image branches; 1 and at most 1 are possible")
-    if "activation" in content:
+    if content.get("activation"):
         _replace_activation(builder.layers, parse_activation(content["activation"]))
     for path, text in (content.get("activations") or {}).items():
         _replace_one_activation(builder.layers, path, parse_activation(text))

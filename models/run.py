@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import glob
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,7 +108,7 @@ def start(opt: Options, hyp: dict, resumed: Checkpoint | None) -> tuple[Run, Mod
         batch_size = auto_batch_size(model, largest, device, precision, say)
     layout = memory_format(device, precision, opt.memory_format)
     run = Run(opt, hyp, data, save_dir, device, world, precision, layout, imgsz, batch_size, rect)
-    say(model.info(imgsz=imgsz), f"Results go to {save_dir}; precision {precision or torch.float32}, {layout}")
+    say(model.info(img_size=imgsz), f"Results go to {save_dir}; precision {precision or torch.float32}, {layout}")
     return run, model, transferred
 
 
@@ -253,8 +255,13 @@ def find_resumed(opt: Options) -> Path | None:
     """The `last.pt` that --resume means."""
     if opt.resume == "auto":
         name = Path(opt.cfg).stem or "exp" if opt.name == "cfg" else opt.name
-        runs = sorted(Path(opt.project).glob(f"{name}*/weights/last.pt"), key=lambda f: f.stat().st_mtime)
-        return next((f for f in reversed(runs) if load_checkpoint(f).train_state is not None), None)
+        files = Path(opt.project).glob(f"{glob.escape(name)}*/weights/last.pt")
+        files = [f for f in files if re.fullmatch(r"\d*", f.parent.parent.name.removeprefix(name))]
+        for file in sorted(files, key=lambda f: f.stat().st_mtime, reverse=True):
+            found = load_checkpoint(file)
+            if found.train_state is not None and found.opt.get("name", opt.name) == opt.name:  # seed10 is not of seed1
+                return file
+        return None
     if not isinstance(opt.resume, str):
         return latest_run(".", ROOT / "runs")
     if Path(opt.resume).is_dir():

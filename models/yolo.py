@@ -35,8 +35,8 @@ class DetectionModel(nn.Module):
         cfg: Model yaml (a path, or a name such as `yolov5s_cls.yaml`), or its content.
         ch: Channels of the picture; None: the yaml's, else 3.
         nc: Number of object classes; None: the yaml's.
-        cls_nc: Number of image classes; None: the yaml's; 0: leave the branch out.
         anchors: Anchors in place of the yaml's: per level a flat list w, h, w, h, … in pixels, or a number per level.
+        cls_nc: Number of image classes; None: the yaml's; 0: leave the branch out.
 
     Attributes:
         names, cls_names: Class names by number.
@@ -57,8 +57,8 @@ class DetectionModel(nn.Module):
         cfg: str | Path | Mapping = "yolov5s.yaml",
         ch: int | None = None,
         nc: int | None = None,
-        cls_nc: int | None = None,
         anchors: Sequence[Sequence[float]] | int | None = None,
+        cls_nc: int | None = None,
     ) -> None:
         super().__init__()
         self.yaml, self.yaml_file = load_model_yaml(cfg)
@@ -105,7 +105,7 @@ class DetectionModel(nn.Module):
         model.names, model.cls_names = dict(checkpoint.names), dict(checkpoint.cls_names)
         model.hyp = dict(checkpoint.hyp)
         for m in model.modules():
-            if isinstance(m, Conv):
+            if isinstance(m, Conv) and not any(True for _ in m.act.parameters()):  # those of a PReLU are shared
                 m.act = copy.deepcopy(m.act)  # a hook on one layer's activation is called for that layer alone
         return model
 
@@ -273,9 +273,9 @@ class DetectionModel(nn.Module):
             "gflops": count_gflops(self, imgsz),
         }
 
-    def info(self, verbose: bool = False, imgsz: int | Sequence[int] = 640) -> str:
+    def info(self, verbose: bool = False, img_size: int | Sequence[int] = 640) -> str:
         """The summary as text: a line, one on what the branch adds, and with `verbose` a table of the layers."""
-        figures = self.summary(imgsz)
+        figures = self.summary(img_size)
         lines = []
         if verbose:
             lines.append(f"{'':>3}{'from':>18}{'params':>11}  {'module':<18} arguments")

@@ -20,6 +20,7 @@ from models.parser import LAYERS, load_model_yaml, parse_activation, parse_model
 from models.yolo import Model
 from utils.system.paths import ROOT
 from utils.system.yamls import load_yaml
+from utils.weights.checkpoint import load_checkpoint, save_checkpoint
 
 P5 = [f"yolov5{size}" for size in "nsmlx"]
 P6 = [f"yolov5{size}6" for size in "nsmlx"]
@@ -391,6 +392,25 @@ def test_info_says_what_the_branch_adds(n_cls):
     assert "Image branch (ImageHead, 3 classes): 43251 of these parameters, 2.44 % more" in text
     assert "SPPF" in text and "[17, 20, 23]" in text
     assert "214 layers, 1769329 parameters" in Model("yolov5n.yaml", nc=4).info()
+
+
+def test_yolov5s_order_of_arguments():
+    """`DetectionModel(cfg, ch, nc, anchors)` and `info(verbose, img_size)`."""
+    model = Model(TINY, 3, 5, [[8, 16], [24, 40]])
+    assert model.nc == 5 and (model.detect.anchors * model.detect.stride.view(-1, 1, 1)).tolist() == [
+        [[8, 16]],
+        [[24, 40]],
+    ]
+    assert "Model summary" in model.info(verbose=False, img_size=64)
+
+
+def test_a_shared_activation_with_a_weight_stays_shared(tmp_path):
+    model = Model(TINY | {"activation": "nn.PReLU()"})
+    record = {"epoch": 0, "model": model.record(), "ema": None, "opt": {}, "hyp": {}}
+    save_checkpoint(tmp_path / "a.pt", record)
+    again = Model.from_checkpoint(load_checkpoint(tmp_path / "a.pt"))
+    assert len(list(again.parameters())) == len(list(model.parameters()))
+    assert isinstance(Model(TINY | {"activation": None}).model[0].act, nn.SiLU)  # as YOLOv5 reads an empty key
 
 
 def test_info_without_thop(monkeypatch):

@@ -132,6 +132,21 @@ def test_another_activation_everywhere(tmp_path, monkeypatch, act):
 
 
 @pytest.mark.slow
+def test_arguments_of_the_yamls_activation_stay(tmp_path, monkeypatch):
+    """The file's modules say nn.ELU, its yaml with what."""
+
+    def change(model):
+        model.yaml = {**model.yaml, "activation": "torch.nn.ELU(0.5)"}
+        for m in model.modules():
+            if isinstance(m, Conv):
+                m.act = nn.ELU(0.5)
+
+    network = save_release(tmp_path / "a.pt", "v6.0", monkeypatch, model=_with_activations(change))
+    assert same_outputs(tmp_path / "a.pt", network) < 1e-3
+    assert load_checkpoint(tmp_path / "a.pt").model_yaml["activation"] == "torch.nn.ELU(0.5)"
+
+
+@pytest.mark.slow
 def test_layers_with_activations_of_their_own(tmp_path, monkeypatch):
     """BottleneckCSP had a LeakyReLU inside in v5.0 and has a SiLU now: what the file says counts, once ours as well."""
     rows = yaml_of("v6.0")

@@ -141,6 +141,18 @@ def test_ema(lr_golden):
     assert ema.model.num_batches_tracked == 0  # integers keep their start value
 
 
+def test_ema_of_a_weight_that_layers_share():
+    """It has a name in each of them, and is averaged once."""
+    shared = nn.PReLU()
+    model = nn.ModuleList([shared, nn.PReLU(), shared])
+    ema = ModelEMA(model, 0.9, 1e-9)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1
+    ema.update()
+    assert [v.item() for v in ema.model.state_dict().values()] == pytest.approx([0.35] * 3)
+
+
 def test_ema_window_is_a_twentieth_of_the_run_and_yolov5s_in_long_ones():
     assert ema_constants(200_000) == pytest.approx((0.9999, 2000))
     assert ema_constants(1_000_000) == pytest.approx((0.9999, 2000))

@@ -23,6 +23,7 @@ from utils.balancing import (
 )
 from utils.balancing.torchjd import TORCHJD_BALANCERS, balancer_class
 from utils.balancing.torchjd_adapters import Aggregated, Scalarized
+from utils.balancing.torchjd_state import load_module_state, module_state
 
 # ---- resume ---------------------------------------------------------------------------------------------------------
 
@@ -64,6 +65,45 @@ def test_every_balancer_trains_and_resumes_where_it_was_cut(name, tmp_path):
     assert balancers[0].stats()["measured"] > 0
     assert torch.isfinite(balancers[0].weights).all()
     assert math.isfinite(balancers[0].combine(whole.losses()).item())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("stch", {"weights": torch.tensor([1.0, 2.0])}),
+        ("config", {"pref_vector": torch.tensor([1.0, 2.0])}),
+        ("aligned_mtl", {"pref_vector": torch.tensor([1.0, 2.0])}),
+    ],
+)
+def test_options_are_where_the_network_is(name, options):
+    p = nn.Parameter(torch.empty(3, device="meta"))
+    balancer = build_balancer(name, 2, [p], [p], **options)
+    module = balancer.scalarizer if isinstance(balancer, Scalarized) else balancer.aggregator
+    found = [v for part in module.modules() for v in vars(part).values() if isinstance(v, Tensor)]
+    assert found and all(v.device.type == "meta" for v in found)
+
+
+def test_state_without_a_shared_layer_is_where_the_network_is():
+    """As with two networks in one file, whose scalarizer has nothing to measure."""
+    model, p = TwoTasks(), nn.Parameter(torch.empty(3, device="meta"))
+    first = build("famo", model)
+    first.shared = []
+    train(model, first, 3)
+    later = build_balancer("famo", 2, (), [p])
+    later.load_state_dict(first.state_dict())
+    assert later._previous.device.type == "meta"
+
+
+def test_what_torchjd_keeps_on_the_processor_stays_there():
+    """GradVac makes its running means there, on whatever device the gradients are."""
+    model = TwoTasks()
+    balancer = build("gradvac", model)
+    train(model, balancer, 3)
+    state = module_state(balancer.aggregator)
+    later = build("gradvac", TwoTasks()).aggregator
+    load_module_state(later, state, torch.device("meta"))
+    (means,) = [part._phi_t for part in later.modules() if hasattr(part, "_phi_t")]
+    assert means.device.type == "cpu" and means.any()
 
 
 def test_a_state_of_another_balancer_is_refused():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ from tiny_weights import save_cfg
 from two_processes import command, run_as_two
 
 import train_joint
-from models.run import build_engine, start
+from models.run import build_engine, find_resumed, start
 from models.training import resize_batch, to_training
 from models.yolo import Model
 from utils.dataset.config import load_hyp
@@ -377,6 +378,24 @@ def test_resume_auto_goes_on_with_the_unfinished_run_or_starts_one(data, tiny_cf
     assert [r["epoch"] for r in history(tmp_path / "exp")] == [0, 1] and not (tmp_path / "exp2").exists()
     train(data, tiny_cfg, tmp_path, **options)  # nothing is unfinished now
     assert [r["epoch"] for r in history(tmp_path / "exp2")] == [0, 1]
+
+
+def test_resume_auto_takes_no_run_of_another_name(tmp_path, monkeypatch):
+    """`seed1` is the beginning of `seed10`, which is also the name of its tenth run."""
+    names = {"seed1": "seed1", "seed13": "seed1", "seed10": "seed10", "seed1_large": "seed1_large", "[s]": "[s]"}
+    for i, folder in enumerate(names):
+        file = tmp_path / folder / "weights/last.pt"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"")
+        os.utime(file, (i, i))
+
+    def load(file: Path) -> SimpleNamespace:
+        return SimpleNamespace(train_state={}, opt={"name": names[file.parents[1].name]})
+
+    monkeypatch.setattr("models.run.load_checkpoint", load)
+    for name, folder in {"seed1": "seed13", "seed10": "seed10", "[s]": "[s]", "seed": None}.items():
+        found = find_resumed(Options(resume="auto", name=name, cfg="", project=str(tmp_path)))
+        assert (found and found.parents[1].name) == folder
 
 
 @pytest.mark.slow

@@ -127,6 +127,7 @@ class Balancer:
     name = "balancer"
     needs_shared = False  # whether it works on the gradients of shared layers, and is pointless where there are none
     takes_zero = False  # whether a task weight may be 0
+    home = torch.device("cpu")  # where the network is, for state that has no shared layer to be beside
 
     def __init__(
         self,
@@ -299,7 +300,7 @@ class Balancer:
             raise ValueError(f"{len(losses)} losses given to a balancer of {self.num_tasks} tasks")
 
     def _device(self) -> torch.device:
-        return self.shared[0].device if self.shared else torch.device("cpu")
+        return self.shared[0].device if self.shared else self.home
 
     def _open_window(self) -> Window:
         if self._window is None:

@@ -50,12 +50,17 @@ def build_balancer(
             f"--balancer {name} needs layers that both tasks share and that are not frozen; this model has none, so "
             "nothing is there to balance: use --balancer fixed"
         )
+    params = None if params is None else list(params)
+    device = next((p.device for p in params or shared), torch.device("cpu"))
+    options = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in options.items()}
     try:
         if own:
             return own(num_tasks, shared=shared, **options)
-        return build_torchjd_balancer(name, num_tasks, shared, params, **options)
+        balancer = build_torchjd_balancer(name, num_tasks, shared, params, **options)
     except TypeError as error:
         raise ValueError(f"--balancer {name} cannot take these options: {error}") from error
+    balancer.home = device
+    return balancer
 
 
 def build_balancer_from_args(

@@ -70,7 +70,8 @@ def load_module_state(module: nn.Module, state: dict[str, dict], device: torch.d
             if key in part._parameters:
                 with torch.no_grad():
                     part._parameters[key].copy_(value)
-            elif key in part._buffers:
-                part._buffers[key] = _decode(value, device)
+            elif key in part._buffers:  # one that is None at first is made by the module itself, where it wants it
+                made = part._buffers[key] is None
+                part._buffers[key] = _decode(value, torch.device("cpu") if made else device)
             else:
                 vars(part)[key] = _decode(value, device)

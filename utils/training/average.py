@@ -35,7 +35,8 @@ class ModelEMA:
         self.decay, self.tau, self.updates = decay, tau, updates
         # the tensors of both sides are paired once: both modules keep theirs for life
         live, mean = model.state_dict(), self.model.state_dict()
-        keys = [k for k, v in mean.items() if v.dtype.is_floating_point]
+        once = {v.data_ptr() or k: k for k, v in mean.items()}.values()  # one that layers share has a name in each
+        keys = [k for k in once if mean[k].dtype.is_floating_point]
         self._live, self._mean = [live[k] for k in keys], [mean[k] for k in keys]
 
     def decay_at(self, updates: int) -> float:

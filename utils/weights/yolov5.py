@@ -32,7 +32,7 @@ def facts_of_yolov5(content: dict[str, Any]) -> dict[str, Any]:
     try:
         averaged = _independent(state_dict_of(best))
         weights = averaged if best is model or not isinstance(model, Stub) else _independent(state_dict_of(model))
-        model_yaml = copy.deepcopy(plain(best.state["yaml"])) | _activations(best)
+        model_yaml = _with_activations(copy.deepcopy(plain(best.state["yaml"])), best)
         names = plain(best.state.get("names") or list(map(str, range(model_yaml["nc"]))))
         names = names if isinstance(names, dict) else dict(enumerate(names))
         opt = plain(content.get("opt")) or {}
@@ -140,11 +140,12 @@ def _independent(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.float().clone() if v.is_floating_point() else v.clone() for k, v in state.items()}
 
 
-def _activations(model: Stub) -> dict[str, Any]:
-    """Keys of a model yaml for activations that the layers would not have by themselves.
+def _with_activations(model_yaml: dict[str, Any], model: Stub) -> dict[str, Any]:
+    """A model yaml with keys for the activations that the layers would not have by themselves.
 
-    `activation` is that of the plain convolutions where it is not YOLOv5's usual SiLU; `activations` maps the paths of
-    layers with another one to theirs (v5.0 has a LeakyReLU inside of BottleneckCSP, for example).
+    `activation` is that of the plain convolutions where it is not YOLOv5's usual SiLU; the yaml's own stays where it is
+    of the same kind, since it has the arguments (nn.ELU(0.5)). `activations` maps the paths of layers with another one
+    to theirs (v5.0 has a LeakyReLU inside of BottleneckCSP, for example).
     """
     found: dict[str, tuple[bool, str]] = {}
 
@@ -158,4 +159,6 @@ def _activations(model: Stub) -> dict[str, Any]:
     usual = of_convs[0][0] if of_convs else "nn.SiLU()"
     others = {path: text for path, (is_conv, text) in found.items() if text != (usual if is_conv else "nn.SiLU()")}
     keys = {"activation": usual if usual != "nn.SiLU()" else None, "activations": others}
-    return {key: value for key, value in keys.items() if value}
+    if str(model_yaml.get("activation")).removeprefix("torch.").partition("(")[0] == usual.partition("(")[0]:
+        keys["activation"] = None
+    return model_yaml | {key: value for key, value in keys.items() if value}
