@@ -156,6 +156,7 @@ def main(opt: argparse.Namespace) -> dict[str, list[Event]]:
         except (FileNotFoundError, ValueError) as e:
             problems.append(str(e))
             warn(f"{e}; left out")
+    stems.save(folder)
     if not results.events:
         raise ValueError(problems[0] if problems else f"--source {opt.source}: no video there")
     say(f"Results saved to {folder}" + (f"; {len(problems)} file(s) left out" if problems else ""))

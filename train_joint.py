@@ -45,7 +45,7 @@ from utils.results.balance import plot_task_weights
 from utils.results.curves import plot_results
 from utils.results.label_figures import plot_labels
 from utils.system.command_line import one_sentence
-from utils.system.devices import broadcast_object, data_parallel, device_ids, init_world, leave_world, select_device
+from utils.system.devices import broadcast_object, data_parallel, device_ids, leave_world
 from utils.system.paths import ROOT, find_file
 from utils.system.process import launch_per_gpu
 from utils.system.voice import say
@@ -254,7 +254,7 @@ def main(opt: argparse.Namespace, relaunch: bool = False) -> dict:
     check_ranges(vars(opt), MEASURED)
     opt, checkpoint = follow_old_flags(Options(**vars(opt))), None
     if opt.resume:
-        checkpoint, opt = load_resumed(opt, vars(parse_opt([])), init_world(select_device(opt.device)))
+        checkpoint, opt = load_resumed(opt, vars(parse_opt([])))
     ids = device_ids(opt.device)
     if len(ids) > 1 and "LOCAL_RANK" not in os.environ:
         if not relaunch:

@@ -84,9 +84,12 @@ def numbers(opt: Options, config: TadConfig, device, world_size: int) -> Loading
         ValueError: The batch does not divide among the processes.
     """
     preset = loading(opt.memory, device)
+    batch = preset.batch or config.batch
+    if config.dim > 384:  # the presets are those of ViT-S; of larger networks the yaml's batch is what fits
+        batch = min(batch, config.batch)
     chosen = dataclasses.replace(
         preset,
-        batch=opt.batch_size or preset.batch or config.batch,
+        batch=opt.batch_size or batch,
         workers=preset.workers if opt.workers < 0 else opt.workers,
         val_workers=preset.val_workers if opt.workers < 0 else min(opt.workers, preset.val_workers),
         prefetch=opt.prefetch or preset.prefetch,

@@ -64,6 +64,7 @@ def main(opt: argparse.Namespace) -> dict:
     if opt.detections:
         truth, events = truth_of(data), read_results(opt.detections)
         save_dir = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
+        report_problems(data, None, save_dir, opt.strict)
     else:
         device = select_device(opt.device)
         use_machine()
@@ -82,7 +83,7 @@ def main(opt: argparse.Namespace) -> dict:
         )
         loader = val_loader(data, model.config, numbers, None, World())
         save_dir = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
-        report_problems(loader.dataset, save_dir, opt.strict)
+        report_problems(data, loader.dataset, save_dir, opt.strict)
         truth = truth_of(data, loader.dataset)
         amp = amp_dtype(device, opt.amp)
         events = predict_with_bar(model, loader, model.config, model.names, device, amp, World())

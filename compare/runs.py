@@ -16,11 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.load import find_weights
 from models.yolo import Model
 from utils.balancing.options import BALANCERS
 from utils.system import voice
 from utils.system.files import whole_file
-from utils.system.paths import ROOT
+from utils.system.paths import ROOT, find_file
 from utils.system.yamls import load_yaml
 from utils.weights.checkpoint import load_checkpoint
 
@@ -173,7 +174,7 @@ def plan(
             for s in strategies:
                 folder = out / fold / f"{_folder_name(s.name)}_seed{seed}"
                 options = ("--data", str(data), "--cfg", f"{model}{s.ending}.yaml", "--seed", str(seed), *budget)
-                reads = contents[fold] + named_files((*budget, *s.options)) if contents else ""
+                reads = contents[fold] + named_files((*options, *s.options)) if contents else ""
                 jobs.append(Job(s, seed, fold, folder, (*options, *s.options), group, reads))
     for job in jobs:
         if not job.note.exists():
@@ -191,9 +192,14 @@ def plan(
 
 
 def named_files(options: Sequence[str]) -> str:
-    """Hash of the content of the files among the words of a command line, such as --hyp's and --weights'."""
-    files = [file for word in options if (file := Path(word.rpartition("=")[2])).is_file()]
-    return "".join(hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files)
+    """Hash of the content of the files that --cfg, --hyp and --weights name, found as a training finds them; official
+    weights are fetched."""
+    words = [part for word in options for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    value = dict(zip(words, words[1:], strict=False))
+    files = [find_file(value["--cfg"], (ROOT / "models", ROOT / "models/hub"))] if "--cfg" in value else []
+    files += [find_file(value["--hyp"], (ROOT / "data/hyps",))] if "--hyp" in value else []
+    files += [find_weights(value["--weights"])] if value.get("--weights") else []
+    return "".join(hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files if file.is_file())
 
 
 def _folder_name(strategy: str) -> str:

@@ -113,8 +113,8 @@ class AutoShape(nn.Module):
         shape = fixed_size(network) or [make_divisible(side, self.stride) for side in np.array(scaled).max(0)]
         found, probs = predictor(pictures, shape)
         return Detections(
-            list(pictures), found, list(files), self.names, self.cls_names, probs, predictor.milliseconds(),
-            predictor.shape,
+            list(pictures), found, list(files), predictor.milliseconds(), self.names, predictor.shape, self.cls_names,
+            probs,
         )  # fmt: skip
 
 
@@ -138,16 +138,18 @@ class Detections:
         ims: list[np.ndarray],
         pred: list[Tensor],
         files: list[str],
-        names: dict[int, str],
-        cls_names: dict[int, str],
+        times: Sequence = (0.0, 0.0, 0.0),
+        names: dict[int, str] | None = None,
+        shape: Sequence[int] | None = None,
+        cls_names: dict[int, str] | None = None,
         image_probs: Tensor | None = None,
-        t: tuple[float, ...] = (0.0, 0.0, 0.0),
-        s: tuple[int, ...] = (),
     ):
-        self.ims, self.pred, self.files, self.names, self.cls_names = ims, pred, files, names, cls_names
-        self.image_probs, self.t, self.s = image_probs, t, s
+        self.ims, self.pred, self.files, self.names, self.cls_names = ims, pred, files, names or {}, cls_names or {}
         self.n = len(pred)
-        self.image_class = None if image_probs is None else [cls_names[int(i)] for i in image_probs.argmax(1)]
+        # YOLOv5's stopwatches hold the seconds of all pictures
+        self.t = tuple(1e3 * x.t / max(self.n, 1) if hasattr(x, "t") else x for x in times)
+        self.image_probs, self.s = image_probs, tuple(shape or ())
+        self.image_class = None if image_probs is None else [self.cls_names[int(i)] for i in image_probs.argmax(1)]
         sizes = [
             torch.tensor([*im.shape[1::-1], *im.shape[1::-1], 1, 1], device=p.device)
             for im, p in zip(ims, pred, strict=True)
@@ -219,7 +221,7 @@ class Detections:
         stems = UniqueStems()
         names = [f"{stems(f'picture {i} ({f})', Path(f).stem)}{Path(f).suffix}" for i, f in enumerate(self.files)]
         if folder:
-            stems.save(folder)
+            stems.save(folder, alone=False)  # others may be there, of the call before
         return names
 
     def render(self, labels: bool = True) -> list[np.ndarray]:
@@ -245,11 +247,11 @@ class Detections:
                 [self.ims[i]],
                 [self.pred[i]],
                 [self.files[i]],
+                self.t,
                 self.names,
+                self.s,
                 self.cls_names,
                 None if self.image_probs is None else self.image_probs[i : i + 1],
-                self.t,
-                self.s,
             )
             for i in range(self.n)
         ]

@@ -173,6 +173,12 @@ def build_loaders(run: Run, model: Model) -> tuple:
     opt, world = run.opt, run.world
     with main_first(world):
         train_index, val_index = scan_split(run, "train"), scan_split(run, "val")
+    counts = [index.counts for index in (train_index, val_index)]
+    if broadcast_object(counts, world) != counts:  # they would wait for one another in the middle of an epoch
+        raise ValueError(
+            f"process {world.rank} can read other pictures than the first one: see left_out_train.csv and "
+            f"left_out_val.csv in {run.save_dir}"
+        )
     if same := shared_pictures(train_index, val_index):
         warn(f"{same} validation pictures are also training pictures, so the metrics flatter the model")
     if run.data.group:
@@ -225,13 +231,17 @@ def build_engine(run: Run, model: Model, batches: int, transferred: Sequence[str
     )  # fmt: skip
 
 
-def load_resumed(opt: Options, defaults: dict, world: World) -> tuple[Checkpoint | None, Options]:
+def load_resumed(opt: Options, defaults: dict) -> tuple[Checkpoint | None, Options]:
     """Checkpoint and options of the run to continue: the run's own options, but for the device and where the data are.
 
     With `--resume auto` the checkpoint is None where no unfinished run is there.
     """
-    file = find_resumed(opt) if world.is_main else None
-    file = broadcast_object(str(file) if file else "", world)
+    if opt.resume == "auto":  # the first process looks: others may come when it has begun to write
+        world = init_world(select_device(opt.device))
+        file = find_resumed(opt) if world.is_main else None
+        file = broadcast_object(str(file) if file else "", world)
+    else:  # whose device is not known before
+        file = str(find_resumed(opt))
     if not file:
         return None, opt.but(resume=False)
     checkpoint = load_checkpoint(file)
@@ -255,8 +265,9 @@ def find_resumed(opt: Options) -> Path | None:
     """The `last.pt` that --resume means."""
     if opt.resume == "auto":
         name = Path(opt.cfg).stem or "exp" if opt.name == "cfg" else opt.name
-        files = Path(opt.project).glob(f"{glob.escape(name)}*/weights/last.pt")
-        files = [f for f in files if re.fullmatch(r"\d*", f.parent.parent.name.removeprefix(name))]
+        first = Path(opt.project) / name
+        files = first.parent.glob(f"{glob.escape(first.name)}*/weights/last.pt")
+        files = [f for f in files if re.fullmatch(r"\d*", f.parent.parent.name.removeprefix(first.name))]
         for file in sorted(files, key=lambda f: f.stat().st_mtime, reverse=True):
             found = load_checkpoint(file)
             if found.train_state is not None and found.opt.get("name", opt.name) == opt.name:  # seed10 is not of seed1

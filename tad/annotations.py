@@ -195,7 +195,10 @@ def read_results(file: str | Path) -> dict[str, list[Event]]:
     found = {}
     for video, rows in results.items():
         try:
-            found[video] = [Event(*map(float, r["segment"]), str(r["label"]), float(r["score"])) for r in rows]
+            found[video] = []
+            for row in rows:
+                start, end = map(float, row["segment"])
+                found[video].append(Event(start, end, str(row["label"]), float(row["score"])))
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{file}: {video} has a row without segment, label and score ({e})") from None
     return found

@@ -50,7 +50,8 @@ class TadData:
 
     def video(self, record: Record) -> Path:
         """The file of a record's video; with any usual suffix, `.mp4` where there is none."""
-        files = (self.videos / f"{record.name}{suffix}" for suffix in SUFFIXES)
+        spellings = (spelled for suffix in SUFFIXES for spelled in (suffix, suffix.upper()))
+        files = (self.videos / f"{record.name}{suffix}" for suffix in spellings)
         return next((f for f in files if f.is_file()), self.videos / f"{record.name}.mp4")
 
 
@@ -124,7 +125,7 @@ class FrameCache:
 
     def __init__(self, kind: str | None, stride: int, short: int, threads: int) -> None:
         self.kind, self.stride, self.short, self.threads = kind, stride, short, threads
-        self._kept: dict[Path, np.ndarray] = {}
+        self._kept: dict[Path, np.ndarray | Path] = {}  # frames, or the file that holds them
 
     def fill(self, files: list[Path]) -> None:
         """Decode what is not kept yet, before the data workers start, so that they share it, while there is room."""
@@ -138,12 +139,14 @@ class FrameCache:
 
     def get(self, file: Path) -> np.ndarray | None:
         """All sampled frames of a video, uint8 [N, h, w, 3]; None where they are not kept."""
-        return self._kept.get(file)
+        kept = self._kept.get(file)
+        return np.load(kept, mmap_mode="r") if isinstance(kept, Path) else kept  # an open map takes a descriptor
 
-    def _sampled(self, file: Path) -> np.ndarray:
-        target = file.parent / ".frames" / f"{file.stem}_{self.stride}_{self.short}_{file.stat().st_mtime_ns}.npy"
-        if self.kind == "disk" and target.is_file():
-            return np.load(target, mmap_mode="r")
+    def _sampled(self, file: Path) -> np.ndarray | Path:
+        facts = file.stat()
+        target = file.parent / ".frames" / f"{file.stem}_{self.stride}_{self.short}_{facts.st_mtime_ns}.npy"
+        if self.kind == "disk" and target.is_file() and target.stat().st_ctime_ns >= facts.st_ctime_ns:
+            return target  # a video that was replaced since has come here later, whatever time it bears
         with VideoFile(file, self.threads) as video:
             size = short_side_size(video.width, video.height, self.short)
             numbers = range(0, video.frames, self.stride)
@@ -159,7 +162,7 @@ class FrameCache:
                 np.save(f, frames)
         except OSError as error:
             raise _NoRoom(f"{target} cannot be written ({error.strerror})") from None
-        return np.load(target, mmap_mode="r")
+        return target
 
 
 class _NoRoom(Exception):

@@ -9,7 +9,7 @@ import torch
 
 from tad.config import TadConfig, config_from
 from tad.model import TadModel
-from tad.weights import is_public, load_backbone, load_public, read_tensors, state_of
+from tad.weights import CLASS_LAYER, is_public, load_backbone, load_public, read_tensors, state_of
 from utils.system.voice import say
 from utils.weights.checkpoint import FORMAT, Checkpoint, load_checkpoint
 
@@ -64,7 +64,7 @@ def load_model(file: str | Path, config: TadConfig | None = None, names: Sequenc
 def start_from(model: TadModel, file: str | Path) -> None:
     """Fill a new network from weights of any kind that is known, strictly, and say what came from where.
 
-    A network of other classes gives all but the class layer.
+    A network of other classes gives all but the class layer, a public one where their number is another.
 
     Raises:
         FileNotFoundError, ValueError: The file, or what does not fit.
@@ -78,7 +78,7 @@ def start_from(model: TadModel, file: str | Path) -> None:
         state = other.state_dict()
         if other.names != model.names:
             kept = model.state_dict()
-            layer = "detector.head.cls_head."
+            layer = CLASS_LAYER
             state = {k: kept[k] if k.startswith(layer) else v for k, v in state.items()}
             say(f"{file}: its classes are {', '.join(other.names.values())}, so the class layer starts anew")
         state["detector.head.loss_normalizer"] = torch.tensor(100.0)
@@ -88,7 +88,7 @@ def start_from(model: TadModel, file: str | Path) -> None:
             raise ValueError(f"{file}: does not fit the network of --cfg ({e})") from None
         say(f"{file}: {len(state)} tensors (train_tad.py)")
     elif is_public(state_of(content)):
-        say(load_public(model, file))
+        say(load_public(model, file, other_classes=True))
         model.detector.head.loss_normalizer.fill_(100.0)  # averaged weights hold an average of it, which says nothing
     else:
         say(load_backbone(model.backbone, file))

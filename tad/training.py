@@ -185,16 +185,11 @@ def prepare(run: Run, resumed: Checkpoint | None) -> tuple[TadModel, object, obj
     watched = val_loader(run.data, c, numbers, opt.cache, world)
     if world.is_main:
         for part in (dataset, watched.dataset):
-            report_problems(part, run.save_dir, opt.strict)
+            report_problems(run.data, part, run.save_dir, opt.strict)
     if not c.freeze and not opt.weights and not resumed:
         some = [dataset[i].frames for i in range(min(len(dataset), STARTERS))]
         model.backbone.start(torch.stack(some))
-    truth = truth_of(run.data, watched.dataset)
-    if not any(truth.values()):
-        raise ValueError(
-            f"{run.data.annotations.file}: no video of {run.data.val} that can be read has an event to find"
-        )
-    return model.to(run.device), loader, watched, truth
+    return model.to(run.device), loader, watched, truth_of(run.data, watched.dataset)
 
 
 def train(run: Run, resumed: Checkpoint | None = None) -> dict:

@@ -26,9 +26,16 @@ SHOWN = 24  # videos in the picture of timelines
 
 
 def truth_of(data: TadData, dataset: WindowSet | None = None) -> dict[str, list[Event]]:
-    """True events of the validation videos, or of those that a data set has kept."""
+    """True events of the validation videos, or of those that a data set has kept.
+
+    Raises:
+        ValueError: There is none, so that nothing can be judged.
+    """
     records = dataset.records if dataset else data.records("val")
-    return {record.name: clean_truth(record.events) for record in records}
+    truth = {record.name: clean_truth(record.events) for record in records}
+    if not any(truth.values()):
+        raise ValueError(f"{data.annotations.file}: no video of {data.val} that can be read has an event to find")
+    return truth
 
 
 def val_loader(data: TadData, config: TadConfig, numbers: Loading, cache: str | None, world: World):
@@ -98,21 +105,23 @@ def write_results(metrics: dict, truth: Mapping, predictions: Mapping, save_dir:
         plot_errors(truth, predictions, metrics["errors_at"], save_dir / "false_positives.png")
 
 
-def report_problems(dataset: WindowSet, save_dir: Path, strict: bool = False) -> None:
+def report_problems(data: TadData, dataset: WindowSet | None, save_dir: Path, strict: bool = False) -> None:
     """Say what was left out of annotations and videos, and write it to `left_out_*.csv`.
+
+    Args:
+        dataset: The split whose videos are read; None where none is.
 
     Raises:
         ValueError: Something was, and `strict` is set.
     """
-    problems = dataset.data.annotations.problems + dataset.problems
+    problems = data.annotations.problems + (dataset.problems if dataset else [])
+    split = "train" if dataset and dataset.train else "val"
+    file = save_dir / f"left_out_{split}.csv"
+    file.unlink(missing_ok=True)  # of an earlier run in this folder
     if not problems:
         return
-    split = "train" if dataset.train else "val"
-    file = save_dir / f"left_out_{split}.csv"
     save_dir.mkdir(parents=True, exist_ok=True)
     file.write_text("problem\n" + "".join('"' + p.replace('"', '""') + '"\n' for p in problems), encoding="utf-8")
     if strict:
-        raise ValueError(
-            f"--strict: {len(problems)} problems in {dataset.data.annotations.file}, the first: {problems[0]}"
-        )
+        raise ValueError(f"--strict: {len(problems)} problems in {data.annotations.file}, the first: {problems[0]}")
     say(f"{split}: {len(problems)} problems, listed in {file}; the first: {problems[0]}")

@@ -26,6 +26,7 @@ PREFIXES = {
     "detector.neck.": "neck.",
     "detector.head.": "rpn_head.",
 }
+CLASS_LAYER = "detector.head.cls_head."
 FORMS = ("mmaction", "VideoMAE", "Hugging Face")
 # what backbones may hold beside the backbone: classifiers, and a norm that only pretrained models use
 SPARE = re.compile(r"(cls_head|head|classifier|norm|layernorm|mask_token|decoder|encoder_to_decoder)(\.|$)")
@@ -162,16 +163,23 @@ def state_of(content: Mapping) -> dict[str, Tensor]:
     return {str(k): v.detach().clone() for k, v in content.items() if isinstance(v, Tensor)}
 
 
-def load_public(model: nn.Module, file: str | Path) -> Report:
+def load_public(model: nn.Module, file: str | Path, other_classes: bool = False) -> Report:
     """Fill the whole network from a public AdaTAD checkpoint, every tensor of it.
+
+    Args:
+        other_classes: A class layer of another number of classes stays as it is.
 
     Raises:
         FileNotFoundError, ValueError: The file, or what does not fit.
     """
     file = Path(file)
-    state = from_public(state_of(read_tensors(file)))
-    fill(model, state, file, may_lack=re.compile(r"(?!)"), spare=re.compile(r"(?!)"))
-    return Report(file, "AdaTAD", len(state))
+    state, own, none = from_public(state_of(read_tensors(file))), model.state_dict(), re.compile(r"(?!)")
+    layer = [name for name in state if name.startswith(CLASS_LAYER)]
+    if not other_classes or all(name in own and state[name].shape == own[name].shape for name in layer):
+        fill(model, state, file, none, none)
+        return Report(file, "AdaTAD", len(state))
+    fill(model, {n: v for n, v in state.items() if n not in layer}, file, re.compile(re.escape(CLASS_LAYER)), none)
+    return Report(file, "AdaTAD", len(state) - len(layer), ["class layer"])
 
 
 def load_backbone(backbone: nn.Module, file: str | Path) -> Report:

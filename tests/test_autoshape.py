@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -201,7 +202,8 @@ def test_print_show_save_crop_render(model, rgb, tmp_path, capsys, monkeypatch):
 def test_colours_are_not_swapped(rgb):
     red = np.zeros((64, 64, 3), np.uint8)
     red[..., 0] = 255
-    empty = Detections([red], [torch.zeros(0, 6)], ["a.jpg"], NAMES, {})
+    empty = Detections([red], [torch.zeros(0, 6)], ["a.jpg"], (SimpleNamespace(t=0.5), 1, 2), NAMES, (1, 3, 64, 64))
+    assert empty.t == (500, 1, 2) and empty.s == (1, 3, 64, 64)  # YOLOv5's order of arguments
     assert np.array_equal(empty.render()[0], red)
 
 

@@ -240,6 +240,42 @@ def test_same_names_from_different_folders_do_not_meet(tmp_path):
     ]
 
 
+def test_videos_and_streams_of_one_name_do_not_meet(tmp_path):
+    """Nor does a picture called as one of their frames would be, or as they are."""
+    im = np.zeros((48, 64, 3), np.uint8)
+    paths = {
+        "p1/video.mp4": "video", "p2/video.mp4": "video-2", "p3/VIDEO.avi": "VIDEO-2_2",
+        "rtsp://192.168.1.10:554/ch1": "192.168.1.10_554_ch1", "rtsp://192.168.1.11:554/ch1": "192.168.1.11_554_ch1",
+    }  # fmt: skip
+    with ResultWriter(tmp_path, NAMES, {}) as writer:
+        for path in paths:
+            frame = Frame(im, path, "stream" if "://" in path else "video", "", 1, 10.0)
+            writer.write_picture(frame, im)
+        writer.write_picture(Frame(im, "p4/video.png", "image", ""), im)
+    names = {row["path"]: row["name"] for row in rows_of(tmp_path / "names.csv")}
+    assert len({name.casefold() for name in names.values()}) == 6 and names["p2/video.mp4"] == "video-2"
+    assert names["rtsp://192.168.1.11:554/ch1"] == "192.168.1.11_554_ch1"
+    assert len(list(tmp_path.glob("*.mp4"))) == 5 and len(list(tmp_path.glob("*.png"))) == 1
+
+
+@pytest.mark.parametrize("fps", [12.5, 59.94, 83.333, 239.8263])
+def test_videos_of_any_rate_are_written(tmp_path, fps):
+    im = np.zeros((48, 64, 3), np.uint8)
+    with ResultWriter(tmp_path, NAMES, VIEWS) as writer:
+        for number in (1, 2):
+            writer.write_picture(Frame(im, "a.mp4", "video", "", number, fps), im)
+    assert cv2.VideoCapture(str(tmp_path / "a.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(fps, abs=0.5)
+
+
+def test_no_label_of_an_earlier_run_stays_where_nothing_is_found(tmp_path):
+    im = np.zeros((48, 64, 3), np.uint8)
+    frame = Frame(im, "a.png", "image", "")
+    for found in (np.array([[4, 4, 20, 20, 0.9, 0]], np.float32), np.zeros((0, 6), np.float32)):
+        with ResultWriter(tmp_path, NAMES, {}) as writer:
+            writer.write_label(frame, found, None, False, 0)
+        assert (tmp_path / "labels" / "a.txt").exists() == bool(len(found))
+
+
 @pytest.mark.slow
 def test_results_are_one_to_one_with_inputs(weights, pictures, tmp_path, capsys, monkeypatch):
     """Equal names in two folders, frames named as pictures are, other case, other suffix: nothing is overwritten."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from utils.dataset.pictures import decode_picture, read_picture
-from utils.results import sources
+from utils.results import sources, streams
 from utils.results.frames import Frame
 from utils.results.sources import FileSource, open_source
 from utils.results.streams import ScreenSource, StreamSource
@@ -245,6 +246,20 @@ def test_list_file_of_streams_alone_is_a_list_of_streams(tmp_path, monkeypatch, 
     save(tmp_path / "0" / "b.png")
     file.write_text("0\n")  # a folder of that name is there
     assert len(open_source(file).images) == 1
+
+
+def test_a_file_at_an_address_ends(tmp_path, monkeypatch):
+    """It is opened as a stream where its address has no suffix of videos, and says how many frames it has."""
+    file = str(video(tmp_path / "a.avi", frames=8))
+    monkeypatch.setattr(streams, "is_url", lambda address: True)
+    with StreamSource([file], pause=0.01) as source:
+        numbers = [frame.number for frames in itertools.islice(source, 50) for frame in frames]
+    assert numbers[-1] == 8 and len(numbers) <= 8 and not source.problems
+
+
+def test_no_part_of_a_password_is_shown():
+    assert streams.public_name("rtsp://u:p@ss@host:554/1") == "rtsp://host:554/1"
+    assert streams.public_name("http://host/a@b.mp4") == "http://host/a@b.mp4"
 
 
 def test_closing_a_stream_early_ends_its_threads(tmp_path):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tad_golden import arrays, figures
+from tad_set import make_set
 
 import detect_tad
 from tad.annotations import grid_events, read_annotations, read_results, results_json
 from tad.config import TadConfig
-from tad.data import load_data
+from tad.data import FrameCache, load_data
 from tad.transforms import (
     JITTER,
     OPERATIONS,
@@ -216,6 +219,38 @@ def test_a_file_that_is_no_annotation(tmp_path, text, says):
     assert str(file) in str(error.value)
     with pytest.raises(FileNotFoundError, match="are not there"):
         read_annotations(tmp_path / "b.json")
+
+
+def test_suffixes_of_videos_may_be_in_capitals(tmp_path):
+    data = make_set(tmp_path / "set", 2, 1)
+    videos = data.parent / "videos"
+    for file in list(videos.iterdir()):
+        file.rename(file.with_suffix(".MP4"))
+    loaded = load_data(data)
+    assert all(loaded.video(record).is_file() for record in loaded.records("train"))
+
+
+def test_kept_frames_are_those_of_the_video_that_is_there(tmp_path):
+    """Also where a video was replaced by one of the same time, as `cp -p` does; and no file is held open."""
+    data = make_set(tmp_path / "set", 2, 1)
+    file = next((data.parent / "videos").glob("*.mp4"))
+    other = next(f for f in (data.parent / "videos").glob("*.mp4") if f != file)
+    times, found = file.stat(), []
+    for _ in range(2):
+        cache = FrameCache("disk", 2, 32, 1)
+        cache.fill([file])
+        found.append(np.array(cache.get(file)))
+        time.sleep(0.02)
+        file.write_bytes(other.read_bytes())
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert found[0].shape != found[1].shape or (found[0] != found[1]).any()
+    assert cache.get(file) is not cache.get(file)
+
+
+def test_a_segment_of_one_number_is_told(tmp_path):
+    (tmp_path / "r.json").write_text('{"results": {"v": [{"segment": [1.0], "label": "x", "score": 0.5}]}}')
+    with pytest.raises(ValueError, match="v has a row without segment, label and score"):
+        read_results(tmp_path / "r.json")
 
 
 def test_an_unknown_subset_or_label_is_told(tmp_path):

@@ -99,5 +99,20 @@ def test_validation_without_an_event_is_told_before_the_training(tmp_path):
             record["annotations"] = []
     (root / "annotations.json").write_text(json.dumps(content))
     (tmp_path / "small.yaml").write_text(json.dumps(SMALL))
-    with pytest.raises(ValueError, match="no video of validation that can be read has an event to find"):
-        train(root / "data.yaml", tmp_path / "small.yaml", tmp_path, "--batch-size", "1")
+    weights = str(save_new_network(tmp_path / "w.pt"))
+    words = ["--data", str(root / "data.yaml"), "--project", str(tmp_path), "--device", "cpu"]
+    for call in (
+        lambda: train(root / "data.yaml", tmp_path / "small.yaml", tmp_path, "--batch-size", "1"),
+        lambda: val_tad.main(val_tad.parse_opt([*words, "--weights", weights])),
+    ):
+        with pytest.raises(ValueError, match="no video of validation that can be read has an event to find"):
+            call()
+
+
+def test_a_results_file_is_judged_by_what_could_be_read_and_says_so(faulty, tmp_path, capsys):
+    (tmp_path / "r.json").write_text('{"results": {}}')
+    words = ["--data", str(faulty), "--detections", str(tmp_path / "r.json"), "--project", str(tmp_path), "--noplots"]
+    val_tad.main(val_tad.parse_opt(words))
+    assert "duration 0; the video is left" in (tmp_path / "exp/left_out_val.csv").read_text()
+    with pytest.raises(ValueError, match="--strict: "):
+        val_tad.main(val_tad.parse_opt([*words, "--strict"]))

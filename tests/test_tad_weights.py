@@ -13,6 +13,7 @@ from tad_golden import clip, mask, small_model
 
 from tad.backbone import Backbone
 from tad.load import start_from
+from tad.model import TadModel
 from tad.weights import (
     SPARE,
     backbone_names,
@@ -54,6 +55,20 @@ def test_a_public_checkpoint_is_read_whole(public):
     start_from(other, file)
     assert other.detector.head.loss_normalizer.item() == 100  # a training begins with it
     assert is_public(state) and not is_public(model.state_dict())
+
+
+@pytest.mark.slow
+def test_a_public_checkpoint_of_other_classes_begins_a_training(public, capsys):
+    file, model, _ = public
+    other = TadModel(model.config, ["a", "b", "c", "d", "e"])
+    before = other.detector.head.cls_head.weight.clone()
+    start_from(other, file)
+    assert (
+        torch.equal(other.detector.head.cls_head.weight, before) and "not used: class layer" in capsys.readouterr().out
+    )
+    assert torch.equal(other.detector.head.reg_head.weight, model.detector.head.reg_head.weight)
+    with pytest.raises(ValueError, match="of another shape"):
+        load_public(other, file)  # to detect with it takes them all
 
 
 def test_and_written_so_that_it_is_read_again(public):

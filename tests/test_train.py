@@ -383,6 +383,7 @@ def test_resume_auto_goes_on_with_the_unfinished_run_or_starts_one(data, tiny_cf
 def test_resume_auto_takes_no_run_of_another_name(tmp_path, monkeypatch):
     """`seed1` is the beginning of `seed10`, which is also the name of its tenth run."""
     names = {"seed1": "seed1", "seed13": "seed1", "seed10": "seed10", "seed1_large": "seed1_large", "[s]": "[s]"}
+    names["heart/seed1"] = "heart/seed1"
     for i, folder in enumerate(names):
         file = tmp_path / folder / "weights/last.pt"
         file.parent.mkdir(parents=True)
@@ -390,10 +391,16 @@ def test_resume_auto_takes_no_run_of_another_name(tmp_path, monkeypatch):
         os.utime(file, (i, i))
 
     def load(file: Path) -> SimpleNamespace:
-        return SimpleNamespace(train_state={}, opt={"name": names[file.parents[1].name]})
+        return SimpleNamespace(train_state={}, opt={"name": names[str(file.parents[1].relative_to(tmp_path))]})
 
     monkeypatch.setattr("models.run.load_checkpoint", load)
-    for name, folder in {"seed1": "seed13", "seed10": "seed10", "[s]": "[s]", "seed": None}.items():
+    for name, folder in {
+        "seed1": "seed13",
+        "seed10": "seed10",
+        "[s]": "[s]",
+        "seed": None,
+        "heart/seed1": "seed1",
+    }.items():
         found = find_resumed(Options(resume="auto", name=name, cfg="", project=str(tmp_path)))
         assert (found and found.parents[1].name) == folder
 

@@ -11,7 +11,6 @@ from typing import Any
 from utils.augmentations import letterbox
 from utils.dataloaders import IMG_FORMATS, VID_FORMATS
 from utils.results import loaders
-from utils.results.loaders import LoadWebcam
 
 __all__ = [
     "IMG_FORMATS", "VID_FORMATS", "LoadImages", "LoadStreams", "LoadWebcam", "img_formats", "letterbox", "vid_formats",
@@ -41,3 +40,10 @@ class LoadStreams(loaders.LoadStreams):
 
     def __next__(self) -> tuple:
         return super().__next__()[: self._length]
+
+
+class LoadWebcam(loaders.LoadWebcam):
+    """See `utils.results.loaders.LoadWebcam`; items of four."""
+
+    def __next__(self) -> tuple:
+        return super().__next__()[:4]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.metrics import unique_keys
-from utils.results.detections import file_name, safe_name
+from utils.results.detections import file_name, file_stem, safe_name
 from utils.results.frames import Frame
 from utils.results.timelines import Event, plot_timelines
 from utils.system.files import whole_file
@@ -211,7 +211,7 @@ class ClipSummaries:
             return
         say(clip.describe())
         name = safe_name(Path(path).absolute().name if clip.seconds is None else file_name(path))
-        stem = self._stems(path, name if clip.seconds is None else Path(name).stem)
+        stem = self._stems(path, name if clip.seconds is None else safe_name(file_stem(path)))
         self.folder.mkdir(exist_ok=True)
         with whole_file(self.folder / f"{stem}.json") as temporary:
             text = json.dumps(clip.record(), indent=1, ensure_ascii=False)

@@ -141,8 +141,10 @@ class ResultWriter:
     ) -> None:
         """`labels/<name>.txt`, see `label_text`; no file where there is nothing to say."""
         text = label_text(detections, probs, frame.image.shape[:2], len(self.cls_names), with_conf, save_format)
-        if text:
-            file = self.save_dir / "labels" / f"{self.name(frame)}.txt"
+        file = self.save_dir / "labels" / f"{self.name(frame)}.txt"
+        if not text:
+            file.unlink(missing_ok=True)  # of an earlier run in this folder (--exist-ok)
+        else:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8", newline="\n")
             self.written["label file"] += 1
@@ -199,7 +201,8 @@ class ResultWriter:
                 self._close_videos()  # video files come one after another
             file = self.save_dir / f"{self._stem(frame)}.mp4"
             _refuse_overwriting(file, frame.path)
-            video = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), frame.fps, (width, height))
+            fps = frame.fps if frame.fps <= 65 else round(frame.fps)  # MPEG-4 counts no finer than in 65535ths
+            video = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
             if not video.isOpened():
                 raise OSError(f"{file}: OpenCV cannot write this video (codec mp4v, {width}x{height}); try --nosave")
             self._videos[frame.path] = video, (width, height)
@@ -255,8 +258,7 @@ class ResultWriter:
 
     def _stem(self, frame: Frame) -> str:
         """Name without suffix for the results of a path; another path of the same name gets a number."""
-        name = file_name(frame.path)
-        return self._stems(frame.path, Path(name).stem if "." in name else name, frames=frame.mode != "image")
+        return self._stems(frame.path, file_stem(frame.path), frames=frame.mode != "image")
 
     def summary(self) -> str:
         """What was written, in words: `5 label files, 3 pictures`."""
@@ -273,6 +275,13 @@ def file_name(path: str) -> str:
         return Path(path).name
     last = Path(urlparse(path).path).name
     return last if "." in last else safe_name(path.split("://", 1)[1])
+
+
+def file_stem(path: str) -> str:
+    """The same without suffix; the dots in the address of a stream begin none."""
+    name = file_name(path)
+    whole = "://" in path and name == safe_name(path.split("://", 1)[1])
+    return name if whole else Path(name).stem or name
 
 
 def safe_name(name: str) -> str:

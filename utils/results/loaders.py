@@ -142,6 +142,9 @@ class LoadStreams(_Loader):
             self._newest |= {f.stream: f.image for f in frames}
             if len(self._newest) == len(self):
                 break
+            if self._source.problems and self._source.ended - self._newest.keys():
+                self._source.__exit__()
+                raise ConnectionError("\n".join(self._source.problems))  # a batch has a picture of each
         self.count += 1
         im0 = [self._newest[i] for i in range(len(self))]
         self.auto = self._asked_auto and len({im.shape for im in im0}) == 1  # one shape for all, or squares

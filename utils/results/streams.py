@@ -84,6 +84,11 @@ class StreamSource:
     def summary(self) -> str:
         return f"{len(self)} stream{'s' * (len(self) > 1)}"
 
+    @property
+    def ended(self) -> set[int]:
+        """Numbers of the streams that give no more frames."""
+        return {s.index for s in self._streams if s.done}
+
     def _all_done(self) -> bool:
         return all(s.done for s in self._streams)
 
@@ -96,7 +101,7 @@ class StreamSource:
                     failures = 0
                     start = start or time.monotonic()
                     self._publish(stream, image, time.monotonic() - start)
-                elif not stream.live:
+                elif not stream.live or 0 < stream.video.expected <= stream.video.number:  # or a file at an address
                     if fault := stream.video.fault():
                         self._problem(f"{stream.name}: {fault}")
                     return
@@ -210,4 +215,4 @@ def _cannot_open(address: str) -> str:
 
 def public_name(address: str) -> str:
     """The address without user name and password, which belong neither on a console nor into a file name."""
-    return re.sub(r"(?<=://)[^/@]*@", "", address)
+    return re.sub(r"(?<=://)[^/]*@", "", address)

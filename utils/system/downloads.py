@@ -116,7 +116,7 @@ def _fetch(address: str, target: Path, before: str, check: Callable[[Path], None
 
 def _public(address: str) -> str:
     """The address without passwords and keys, which do not belong on a console."""
-    return re.sub(r"(?<=://)[^/@]*@", "", address).split("?")[0]
+    return re.sub(r"(?<=://)[^/]*@", "", address).split("?")[0]
 
 
 def _save(answer: http.client.HTTPResponse, file: Path, name: str) -> None:

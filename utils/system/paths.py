@@ -58,7 +58,8 @@ class UniqueStems:
     """Stems for the results of inputs, one-to-one: equal stems of different paths get `_2`, `_3` and so on.
 
     Two names are equal where some file system takes them for one: in other case, in another Unicode form. The frames
-    of a video have names too, its stem with `_1`, `_2`, …, and none of them is another input's.
+    of a video have names too, its stem with `_1`, `_2`, …, and none of them is another input's: beside a video others
+    of its stem get `-2`, `-3` and so on.
 
     Args:
         reserved: names that are no input's, such as folders beside the results.
@@ -82,7 +83,8 @@ class UniqueStems:
             wanted = name = stem or Path(path).stem
             while not self._free(_same_file(name), frames):
                 self._last[wanted] += 1
-                name = f"{wanted}_{self._last[wanted] + 1}"
+                mark = "-" if _same_file(wanted) in self._videos else "_"
+                name = f"{wanted}{mark}{self._last[wanted] + 1}"
                 self._renamed = True
             self._stems[path] = name
             self._used.add(_same_file(name))
@@ -95,10 +97,15 @@ class UniqueStems:
             return False
         return not any(_is_frame(name, video) for video in self._videos)
 
-    def save(self, folder: Path) -> None:
-        """Where an input is not found by its results' name, write `names.csv`, which has both, and say so."""
+    def save(self, folder: Path, alone: bool = True) -> None:
+        """Where an input is not found by its results' name, write `names.csv`, which has both, and say so.
+
+        Args:
+            alone: these are all results in the folder, so one of an earlier run goes.
+        """
         file = folder / "names.csv"
-        file.unlink(missing_ok=True)  # of an earlier run in this folder
+        if alone:
+            file.unlink(missing_ok=True)
         if self._renamed:
             with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as f:
                 csv.writer(f).writerows([("name", "path"), *((name, path) for path, name in self._stems.items())])
