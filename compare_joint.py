@@ -99,7 +99,7 @@ def contents(yamls: dict[str, Path], single_cls: bool) -> dict[str, str]:
         found = hashlib.sha256(repr((data.names, data.cls_names)).encode())
         for split in (data.train, data.val):
             index = scan_dataset(split, data.nc, data.cls_nc, single_cls=single_cls, root=data.path, verbose=False)
-            found.update(index.digest().encode())
+            found.update(index.digest(data.path).encode())
         out[name] = found.hexdigest()[:16]
     return out
 

@@ -155,11 +155,11 @@ def main(opt: argparse.Namespace) -> dict[str, list[Event]]:
             detect(opt, model, device, file, results, stems(file))
         except (FileNotFoundError, ValueError) as e:
             problems.append(str(e))
-            warn(f"{e}; left out")
+            warn(f"{e}; {'its pictures are not drawn' if str(file) in results.events else 'left out'}")
     stems.save(folder)
     if not results.events:
         raise ValueError(problems[0] if problems else f"--source {opt.source}: no video there")
-    say(f"Results saved to {folder}" + (f"; {len(problems)} file(s) left out" if problems else ""))
+    say(f"Results saved to {folder}" + (f"; {len(problems)} file(s) with problems" if problems else ""))
     return results.events
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -82,7 +83,8 @@ def parse_strategy(text: str) -> Strategy:
 
 
 def in_words(options: str) -> list[str]:
-    """Words of a command line, with quotes where a word has spaces. A backslash is one: Windows has them in paths."""
+    """Words of a command line, with quotes where a word has spaces. A backslash is an ordinary character, as Windows'
+    paths need it."""
     lexer = shlex.shlex(options, posix=True, punctuation_chars=False)
     lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
     return list(lexer)
@@ -183,7 +185,8 @@ def plan(
         options, reads = (note, "") if isinstance(note, list) else (note["options"], note["reads"])  # a list: of old
         if options != list(job.options):
             raise ValueError(f"{job.note} holds other options than asked for now: choose another --out")
-        if reads and job.reads and reads != job.reads:
+        begun = job.finished or (job.folder / "weights/last.pt").exists()  # what failed before that is tried again
+        if begun and reads and job.reads and reads != job.reads:
             raise ValueError(
                 f"{job.note}: the pictures, labels or classes, or a file that the options name, are not what they were "
                 "when this run began: choose another --out"
@@ -196,10 +199,16 @@ def named_files(options: Sequence[str]) -> str:
     weights are fetched."""
     words = [part for word in options for part in (word.split("=", 1) if word.startswith("--") else [word])]
     value = dict(zip(words, words[1:], strict=False))
-    files = [find_file(value["--cfg"], (ROOT / "models", ROOT / "models/hub"))] if "--cfg" in value else []
-    files += [find_file(value["--hyp"], (ROOT / "data/hyps",))] if "--hyp" in value else []
-    files += [find_weights(value["--weights"])] if value.get("--weights") else []
-    return "".join(hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files if file.is_file())
+    finders = {
+        "--cfg": lambda name: find_file(name, (ROOT / "models", ROOT / "models/hub")),
+        "--hyp": lambda name: find_file(name, (ROOT / "data/hyps",)),
+        "--weights": find_weights,
+    }
+    found = ""
+    for flag, find in finders.items():
+        with contextlib.suppress(OSError, ValueError):  # the training tells what is wrong with it
+            found += hashlib.sha256(find(value[flag]).read_bytes()).hexdigest()[:16] if value.get(flag) else ""
+    return found
 
 
 def _folder_name(strategy: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import glob
 import re
@@ -20,7 +21,7 @@ from utils.balancing import build_balancer_from_args
 from utils.boxes import check_img_size
 from utils.dataloaders import create_dataloader
 from utils.dataset.config import DataConfig, ensure_data, load_data_config, pattern
-from utils.dataset.scan import DatasetIndex, refuse_set, report_problems, scan_dataset, shared_pictures
+from utils.dataset.scan import DatasetIndex, problem_table, refuse_set, report_problems, scan_dataset, shared_pictures
 from utils.dataset.split import find_groups, leaking_groups
 from utils.system.devices import (
     World,
@@ -112,13 +113,18 @@ def start(opt: Options, hyp: dict, resumed: Checkpoint | None) -> tuple[Run, Mod
     return run, model, transferred
 
 
+def run_name(opt: Options | argparse.Namespace) -> str:
+    """What --name asks for; `cfg`, YOLOv5's word, is the name of the network."""
+    return Path(opt.cfg).stem or "exp" if opt.name == "cfg" else opt.name
+
+
 def take_folder(opt: Options) -> Path:
     """The run's own folder, made at once, so that no other run can take it; that of a resumed run as it is."""
     if (known := getattr(opt, "save_dir", None)) is not None:
         folder = Path(known)
         folder.mkdir(parents=True, exist_ok=True)
     else:
-        name = Path(opt.cfg).stem or "exp" if opt.name == "cfg" else opt.name  # YOLOv5's word for it
+        name = run_name(opt)
         folder = increment_path(Path(opt.project) / name, exist_ok=opt.exist_ok, mkdir=True)
     (folder / "weights").mkdir(exist_ok=True)
     remove_unfinished(folder / "weights")
@@ -175,10 +181,8 @@ def build_loaders(run: Run, model: Model) -> tuple:
         train_index, val_index = scan_split(run, "train"), scan_split(run, "val")
     counts = [index.counts for index in (train_index, val_index)]
     if broadcast_object(counts, world) != counts:  # they would wait for one another in the middle of an epoch
-        raise ValueError(
-            f"process {world.rank} can read other pictures than the first one: see left_out_train.csv and "
-            f"left_out_val.csv in {run.save_dir}"
-        )
+        left_out = problem_table(train_index.problems + val_index.problems)
+        raise ValueError(f"process {world.rank} can read other pictures than the first one; it leaves out:\n{left_out}")
     if same := shared_pictures(train_index, val_index):
         warn(f"{same} validation pictures are also training pictures, so the metrics flatter the model")
     if run.data.group:
@@ -264,13 +268,14 @@ def load_resumed(opt: Options, defaults: dict) -> tuple[Checkpoint | None, Optio
 def find_resumed(opt: Options) -> Path | None:
     """The `last.pt` that --resume means."""
     if opt.resume == "auto":
-        name = Path(opt.cfg).stem or "exp" if opt.name == "cfg" else opt.name
+        name = run_name(opt)
         first = Path(opt.project) / name
         files = first.parent.glob(f"{glob.escape(first.name)}*/weights/last.pt")
         files = [f for f in files if re.fullmatch(r"\d*", f.parent.parent.name.removeprefix(first.name))]
         for file in sorted(files, key=lambda f: f.stat().st_mtime, reverse=True):
             found = load_checkpoint(file)
-            if found.train_state is not None and found.opt.get("name", opt.name) == opt.name:  # seed10 is not of seed1
+            theirs = run_name(argparse.Namespace(**vars(opt) | found.opt))
+            if found.train_state is not None and theirs == name:  # seed10 is a run of its own, or the tenth of seed1
                 return file
         return None
     if not isinstance(opt.resume, str):

@@ -161,7 +161,8 @@ def convert(rows: list[Row], videos: Path, share: float = 0.0, group: str = "", 
     """
     files: dict[str, Path] = {}
     for file in sorted(videos.glob("*")):  # where training looks for them: not in folders inside
-        if file.suffix.lower() in SUFFIXES and files.setdefault(file.stem, file) != file:
+        usual = file.suffix.lower() in SUFFIXES and file.suffix in (file.suffix.lower(), file.suffix.upper())
+        if usual and files.setdefault(file.stem, file) != file:
             raise ValueError(f"{file}: {files[file.stem]} has the same name; rename one of them")
     if not files:
         raise ValueError(f"{videos}: no video there (files ending in {', '.join(SUFFIXES)}, not in folders inside)")

@@ -144,7 +144,8 @@ class FrameCache:
 
     def _sampled(self, file: Path) -> np.ndarray | Path:
         facts = file.stat()
-        target = file.parent / ".frames" / f"{file.stem}_{self.stride}_{self.short}_{facts.st_mtime_ns}.npy"
+        name = f"{file.stem}_{self.stride}_{self.short}_{facts.st_mtime_ns}_{facts.st_size}.npy"
+        target = file.parent / ".frames" / name
         if self.kind == "disk" and target.is_file() and target.stat().st_ctime_ns >= facts.st_ctime_ns:
             return target  # a video that was replaced since has come here later, whatever time it bears
         with VideoFile(file, self.threads) as video:

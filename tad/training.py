@@ -223,7 +223,7 @@ def train(run: Run, resumed: Checkpoint | None = None) -> dict:
     say(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {trained:,} of them trained",
         f"Training epochs {first_epoch} to {c.epochs - 1}: {len(loader.dataset)} videos, {len(watched.dataset)} "
-        f"validation windows, batch {run.loading.batch}, {run.loading.workers} data workers with {run.loading.threads} "
+        f"validation windows, batch {run.loading.batch}, {loader.num_workers} data workers with {run.loading.threads} "
         f"decoding thread(s), precision {run.amp or torch.float32}",
         f"Results go to {run.save_dir}",
     )

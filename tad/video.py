@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts")
+NEAREST = 8  # key frames that are tried in place of a window without a whole frame
 UNEVEN = 1.5  # frames that one may be away from an even rate before the rate counts as varying
 
 
@@ -53,7 +53,8 @@ class VideoFile:
     def __init__(self, path: str | Path, threads: int = 1) -> None:
         self.path, self.threads = Path(path), threads
         self._open()
-        index = _index(str(self.path), self.path.stat().st_mtime_ns)
+        facts = self.path.stat()
+        index = _index(str(self.path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
         self.declared = self._stream.frames or 0
         self.width, self.height = self._stream.codec_context.width, self._stream.codec_context.height
         self._pts, self._keys = index
@@ -127,9 +128,9 @@ class VideoFile:
         return int(np.searchsorted(self._pts, pts))
 
     def _nearest_key_frame(self, number: int, change: Callable[[np.ndarray], np.ndarray]) -> dict[int, np.ndarray]:
-        """The key frame that can be decoded nearest to a number, by its own; nothing where none can."""
+        """The key frame that can be decoded nearest to a number, by its own; nothing where none of the nearest can."""
         keys = [self._number_of(pts) for pts in self._keys.tolist()]
-        for key in sorted(keys, key=lambda key: abs(key - number)):
+        for key in sorted(keys, key=lambda key: abs(key - number))[:NEAREST]:
             if (picture := self._frame(key)) is not None:
                 return {key: change(picture)}
         return {}
@@ -146,6 +147,11 @@ class VideoFile:
             self._container.close()
             raise ValueError(f"{self.path}: holds no video")
         self._stream = self._container.streams.video[0]
+        if self._stream.codec_context is None:
+            self._container.close()
+            raise ValueError(f"{self.path}: its video is of a kind that nothing here decodes")
+        # AVI holds no times of presentation, so where those of coding are others, frames are counted from the first.
+        self._counted = self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
         self._stream.codec_context.thread_count = self.threads or core_count()  # FFmpeg knows no quotas
         self._stream.thread_type = "AUTO" if self.threads != 1 else "SLICE"
 
@@ -155,7 +161,7 @@ class VideoFile:
             raise ValueError(f"{self.path}: has no frame {number}, only {self.frames}")
         wanted = int(self._pts[number])
         key = int(self._keys[np.searchsorted(self._keys, wanted, side="right") - 1])
-        if self._decoder is None or wanted < self._next or key > self._next:
+        if self._decoder is None or wanted < self._next or (key > self._next and not self._counted):
             self._seek(key)
         frame = self._until(wanted)
         if frame is None and self._from_start_helps:  # a container may seek past what it was asked for
@@ -166,6 +172,9 @@ class VideoFile:
 
     def _seek(self, pts: int) -> None:
         av = need("av", "Reading videos")
+        if self._counted:
+            self._restart()
+            return
         try:
             self._container.seek(pts, stream=self._stream, backward=True)
         except (av.FFmpegError, OSError):
@@ -181,17 +190,11 @@ class VideoFile:
     def _from_here(self) -> Iterator[VideoFrame]:
         """The whole frames from where the container stands, each with its time."""
         frames = whole_frames(self._container, self._stream)
-        if self._container.format.name == "avi" and self._stream.codec_context.has_b_frames:
-            # Its packets have no times of presentation, and what FFmpeg makes up in their place is that of the frame
-            # alone for key frames; but frames come in order, and the first one is a key frame.
-            first = next(frames, None)
-            number = 0 if first is None or first.pts is None else self._number_of(first.pts)
-            for frame, pts in zip(itertools.chain([first], frames), self._pts[number:].tolist(), strict=False):
-                if frame is not None:
-                    frame.pts = pts
-                    yield frame
-        else:
+        if not self._counted:
             yield from frames
+        for frame, pts in zip(frames, self._pts.tolist(), strict=False):  # one that is damaged moves those after it
+            frame.pts = pts
+            yield frame
 
     def _until(self, wanted: int) -> VideoFrame | None:
         """Decode up to the frame of that time; None where the decoder is past it, or at the file's end."""
@@ -224,7 +227,7 @@ def whole_frames(container: InputContainer, stream: VideoStream) -> Iterator[Vid
 
 
 @functools.lru_cache(maxsize=4096)
-def _index(path: str, _changed: int) -> tuple[np.ndarray, np.ndarray]:
+def _index(path: str, *_changed: int) -> tuple[np.ndarray, np.ndarray]:
     """Times of all frames in order of presentation, and of the key frames, in units of the stream."""
     av = need("av", "Reading videos")
     times, keys = [], []
@@ -245,7 +248,7 @@ def _index(path: str, _changed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _tell_damage(path: str) -> None:
-    warn(f"{path}: damaged; for frames that cannot be decoded those before them stand in")
+    warn(f"{path}: damaged; for frames that cannot be decoded those before them stand in, or the nearest others")
 
 
 def _reason(error: Exception) -> str:

@@ -93,15 +93,23 @@ def test_runs_on_other_data_are_not_mixed_in(data, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_joint, "run_all", lambda jobs, *_: [start(job) for job in jobs])
 
     def start(job) -> None:
-        job.note.parent.mkdir(parents=True, exist_ok=True)
-        monkeypatch.setattr("compare.runs.subprocess.run", lambda *_, **__: SimpleNamespace(returncode=1))
-        perform(job, "cpu")
+        if not job.note.exists():
+            job.note.parent.mkdir(parents=True, exist_ok=True)
+            monkeypatch.setattr("compare.runs.subprocess.run", lambda *_, **__: SimpleNamespace(returncode=1))
+            perform(job, "cpu")
+        begun.append(job)
 
     def again() -> None:
         compare_joint.main(*compare_joint.parse_opt(args))
 
+    begun = []
     again()
+    hyp.write_text("fliplr: 0.3")
+    again()  # what failed before it began is tried again
+    begun[0].note.unlink()
     again()
+    (begun[0].folder / "weights").mkdir(parents=True)
+    (begun[0].folder / "weights" / "last.pt").touch()
     label = next((data.parent / "train" / "labels").glob("*.txt"))
     for file, changed in ((hyp, "fliplr: 0.4"), (label, "0 1 0\n"), (data, data.read_text().replace("square", "cube"))):
         before = file.read_text()

@@ -101,6 +101,7 @@ def test_memory_cache_needs_room_and_is_read_only(index, monkeypatch, capsys):
     assert "in each of 4 processes" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no time of change")
 def test_a_picture_that_was_replaced_with_its_time_is_read_anew(tmp_path):
     """As `cp -p` and archives do it."""
     index = scan(write_folder(tmp_path / "set"))

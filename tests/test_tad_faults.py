@@ -67,7 +67,7 @@ def test_the_good_videos_are_trained_on_validated_and_detected_in(faulty, tmp_pa
     source = ["--source", str(faulty.parent / "videos"), "--nosave"]
     events = detect_tad.main(detect_tad.parse_opt([*words, *source, "--name", "detect"]))
     assert {Path(f).stem for f in events} == {f"v{i}" for i in (0, 3, 4, 5, 6, 9, 10, 11)}
-    assert "2 file(s) left out" in capsys.readouterr().out
+    assert "2 file(s) with problems" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_events_of_files(trained, data, tmp_path, capsys):
     out = tmp_path / "out/exp"
     told, bars = capsys.readouterr()
     assert "window" not in bars  # which a log file would be full of
-    assert "broken.mp4: no video that can be read" in told and "1 file(s) left out" in told
+    assert "broken.mp4: no video that can be read" in told and "1 file(s) with problems" in told
     results = json.loads((out / "detections.json").read_text())["results"]
     with (out / "events.csv").open(newline="") as f:
         rows = list(csv.DictReader(f))

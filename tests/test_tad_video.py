@@ -53,6 +53,7 @@ KINDS = {
     "one_key_frame.mkv": {"bf": 2, "g": 1000},
     "old.avi": {"codec": "mpeg4", "g": 12},
     "b_frames.avi": {"bf": 3, "g": 12},
+    "open_gop.avi": {"bf": 3, "g": 20, "x264-params": "open-gop=1"},
     "old_b_frames.avi": {"codec": "mpeg4", "bf": 2, "g": 12},
 }
 
@@ -177,6 +178,13 @@ def test_frames_that_cannot_be_decoded(tmp_path, threads, capsys):
     (tmp_path / "list.mp4").write_bytes(whole[: whole.index(b"mdat") + 8] + b"Z" * len(whole))
     with VideoFile(tmp_path / "list.mp4", threads) as video, pytest.raises(ValueError, match="list.mp4: frame 3 of"):
         video.read([3, 4])
+
+
+def test_a_video_that_nothing_decodes_is_told(videos, tmp_path):
+    content = videos["b_frames.avi"].read_bytes()
+    (tmp_path / "a.avi").write_bytes(content.replace(b"H264", b"ZZZZ").replace(b"h264", b"ZZZZ"))
+    with pytest.raises(ValueError, match="of a kind that nothing here decodes"):
+        VideoFile(tmp_path / "a.avi")
 
 
 def test_a_damaged_video_is_burned_without_what_is_lost(tmp_path):

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+ON_PROCESSOR = {"_phi_t"}  # GradVac makes its running means there, on whatever device the gradients are
+
 
 def copied(x: Tensor | None, device: torch.device | str = "cpu") -> Tensor | None:
     """A detached copy of a tensor on `device`; None stays None."""
@@ -70,8 +72,7 @@ def load_module_state(module: nn.Module, state: dict[str, dict], device: torch.d
             if key in part._parameters:
                 with torch.no_grad():
                     part._parameters[key].copy_(value)
-            elif key in part._buffers:  # one that is None at first is made by the module itself, where it wants it
-                made = part._buffers[key] is None
-                part._buffers[key] = _decode(value, torch.device("cpu") if made else device)
+            elif key in part._buffers:
+                part._buffers[key] = _decode(value, torch.device("cpu") if key in ON_PROCESSOR else device)
             else:
                 vars(part)[key] = _decode(value, device)

@@ -57,9 +57,10 @@ class DatasetIndex:
     def __len__(self) -> int:
         return len(self.im_files)
 
-    def digest(self) -> str:
-        """Hash of the pictures' names and sizes and of all that is labelled, whenever the files were written."""
-        found = hashlib.sha256("\0".join(map(str, self.im_files)).encode(errors="surrogateescape"))
+    def digest(self, root: str | Path) -> str:
+        """Hash of the pictures' names below `root` and of all that is labelled, whenever the files were written."""
+        names = (os.path.relpath(file, root) for file in map(str, self.im_files))
+        found = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
         for name in ARRAYS:
             found.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         return found.hexdigest()

@@ -87,7 +87,7 @@ class StreamSource:
     @property
     def ended(self) -> set[int]:
         """Numbers of the streams that give no more frames."""
-        return {s.index for s in self._streams if s.done}
+        return {s.index for s in self._streams if s.done and not s.frame}
 
     def _all_done(self) -> bool:
         return all(s.done for s in self._streams)
