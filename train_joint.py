@@ -76,6 +76,10 @@ def train(opt: Options, hyp: dict, resumed: Checkpoint | None = None) -> dict:
     first_epoch, maps = 0, None  # mAP by class, which --image-weights draws by
     if resumed:
         first_epoch, maps = resumed.epoch + 1, resumed.train_state.get("maps")
+        if first_epoch:  # the uncut run had them started by now
+            loader.start()
+            if not opt.noval:
+                val_loader.start()
         engine.load_state_dict(resumed.train_state)
         stopper.load_state_dict(resumed.train_state["stopper"])
     net = model

@@ -306,6 +306,13 @@ def collate(items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 class JointLoader(DataLoader):
     """DataLoader whose batches depend on the seed and the epoch that was set, and on nothing else."""
 
+    def start(self) -> None:
+        """Starts the workers, which takes a draw of training's generator, the only one in the loader's life: a resumed
+        run has it behind it, and calls this before it puts back the generator's state. Without workers each pass takes
+        one."""
+        if self.num_workers:
+            iter(self)
+
     def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
         """Sets the epoch that the next pass reads, and whether it may use mosaics (and mixup, which comes with them).
 
@@ -379,7 +386,6 @@ def create_dataloader(
     loader = JointLoader(
         dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory, persistent_workers=workers > 0,
-        generator=torch.Generator(),  # of its own, so that training's draws do not depend on the loader
     )  # fmt: skip
     if weighted:
         loader.set_weights(image_weights(index, nc or int(index.objects[:, 0].max(initial=0)) + 1))
