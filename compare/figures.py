@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 from matplotlib.figure import Figure
 
-from compare.results import DETECTION_REFERENCE, IMAGE_REFERENCE, Run, column, pareto_front
+from compare.results import DETECTION_REFERENCE, IMAGE_REFERENCE, Run, column, epoch_count, pareto_front
 from utils.results.figures import DPI, GREY, class_color, finish, safe_text, subplots
 
 Groups = dict[str, list[Run]]
@@ -49,7 +49,7 @@ def pareto_picture(groups: Groups) -> Figure:
 
 def _series(runs: Sequence[Run], value: Callable[[dict], float | None]) -> np.ndarray:
     """Mean over the runs of a value of each epoch, NaN where no run has one."""
-    epochs = max(e["epoch"] + 1 for r in runs for e in r.epochs)
+    epochs = epoch_count(runs)
     table = np.full((len(runs), epochs), np.nan)
     for row, r in zip(table, runs, strict=True):
         for e in r.epochs:

@@ -21,6 +21,7 @@ from compare.results import (
     by_strategy,
     delta_m,
     difference_on_draws,
+    epoch_count,
     paired_difference,
     spread,
     write_csv,
@@ -175,7 +176,7 @@ def _reference(groups: Mapping[str, list[Run]], name: str, key: str) -> list[Run
 
 def _summary(runs: Sequence[Run], planned: int) -> str:
     seeds, folds = ({getattr(r.job, key) for r in runs} for key in ("seed", "fold"))
-    epochs = max(e["epoch"] + 1 for r in runs for e in r.epochs)
+    epochs = epoch_count(runs)
     count = f"{len(runs)} of {planned}" if planned > len(runs) else len(runs)
     return f"{count} runs of {epochs} epochs; seeds {_list(seeds)}; data {_list(folds)}"
 

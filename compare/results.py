@@ -108,6 +108,11 @@ def _draws(job: Job, intervals: dict | None) -> dict[str, np.ndarray] | None:
     return read_draws(file) if file.exists() else {}
 
 
+def epoch_count(runs: Iterable[Run]) -> int:
+    """Epochs of the longest run; a history may lack its first ones."""
+    return max(epoch["epoch"] + 1 for run in runs for epoch in run.epochs)
+
+
 def by_strategy(runs: Iterable[Run]) -> dict[str, list[Run]]:
     out: dict[str, list[Run]] = {}
     for run in runs:

@@ -170,13 +170,15 @@ def plan(
         raise ValueError("--strategies: each may stand once")
     refuse_options(budget, (*OWN_OPTIONS, *STRATEGY_OPTIONS), shlex.join(budget))
     budget = (*budget, "--epochs", str(epochs))
+    cfgs = {s: ("--cfg", f"{model}{s.ending}.yaml") for s in strategies}
+    named = {s: named_files((*cfgs[s], *budget, *s.options)) if contents else "" for s in strategies}
     jobs = []
     for seed in seeds:
         for fold, data in folds.items():
             for s in strategies:
                 folder = out / fold / f"{_folder_name(s.name)}_seed{seed}"
-                options = ("--data", str(data), "--cfg", f"{model}{s.ending}.yaml", "--seed", str(seed), *budget)
-                reads = contents[fold] + named_files((*options, *s.options)) if contents else ""
+                options = ("--data", str(data), *cfgs[s], "--seed", str(seed), *budget)
+                reads = contents[fold] + named[s] if contents else ""
                 jobs.append(Job(s, seed, fold, folder, (*options, *s.options), group, reads))
     for job in jobs:
         if not job.note.exists():

@@ -129,18 +129,8 @@ def config_from(values: dict, where: str) -> TadConfig:
             f"last of {config.levels} levels)"
         )
     for key in (
-        "frame_stride",
-        "imgsz",
-        "dim",
-        "depth",
-        "heads",
-        "patch",
-        "grid",
-        "channels",
-        "batch",
-        "epochs",
-        "eval_every",
-    ):
+        "frame_stride", "imgsz", "dim", "depth", "heads", "patch", "grid", "channels", "batch", "epochs", "eval_every",
+    ):  # fmt: skip
         if getattr(config, key) < 1:
             raise ValueError(f"{where}: {key}: {getattr(config, key)} must be at least 1")
     if not 0.5 <= config.overlap < 1:  # with less the windows of the public evaluation miss the end of some videos

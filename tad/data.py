@@ -23,7 +23,7 @@ from tad.windows import Window, frame_numbers, sampled, sliding_windows, truncat
 from utils.system.files import whole_file
 from utils.system.machine import available_memory
 from utils.system.paths import ROOT, find_file
-from utils.system.process import fitting_workers
+from utils.system.process import fitting_workers, processes_here
 from utils.system.voice import say
 from utils.system.yamls import load_yaml
 
@@ -295,9 +295,10 @@ def create_loader(dataset: WindowSet, batch: int, workers: int, prefetch: int, r
         raise ValueError(
             f"{len(dataset)} training videos are fewer than a batch of {batch} on each of {size}: lower --batch-size"
         )
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", size))  # processes on this machine; set by torchrun
     window = 3 * dataset.config.frames * dataset.config.imgsz**2  # bytes
-    workers = fitting_workers(workers, batch * window, sharing, "train" if dataset.train else "val", prefetch)
+    workers = fitting_workers(
+        workers, batch * window, processes_here(size), "train" if dataset.train else "val", prefetch
+    )
     return DataLoader(
         dataset,
         batch,

@@ -192,6 +192,7 @@ class VideoFile:
         frames = whole_frames(self._container, self._stream)
         if not self._counted:
             yield from frames
+            return
         for frame, pts in zip(frames, self._pts.tolist(), strict=False):  # one that is damaged moves those after it
             frame.pts = pts
             yield frame

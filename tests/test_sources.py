@@ -19,6 +19,7 @@ from utils.results import sources, streams
 from utils.results.frames import Frame
 from utils.results.sources import FileSource, open_source
 from utils.results.streams import ScreenSource, StreamSource
+from utils.system.downloads import public_name
 
 
 def picture(value: int = 90, size: tuple[int, int] = (48, 64)) -> np.ndarray:
@@ -258,8 +259,8 @@ def test_a_file_at_an_address_ends(tmp_path, monkeypatch):
 
 
 def test_no_part_of_a_password_is_shown():
-    assert streams.public_name("rtsp://u:p@ss@host:554/1") == "rtsp://host:554/1"
-    assert streams.public_name("http://host/a@b.mp4") == "http://host/a@b.mp4"
+    assert public_name("rtsp://u:p@ss@host:554/1") == "rtsp://host:554/1"
+    assert public_name("http://host/a@b.mp4") == "http://host/a@b.mp4"
 
 
 def test_closing_a_stream_early_ends_its_threads(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Mapping, Sequence
 
@@ -32,7 +31,7 @@ from utils.dataset.scan import DatasetIndex
 from utils.dataset.store import ImageStore
 from utils.results.loaders import VID_FORMATS, LoadImages, LoadScreenshots, LoadStreams, LoadWebcam  # noqa: F401
 from utils.system.machine import core_count
-from utils.system.process import fitting_workers
+from utils.system.process import fitting_workers, processes_here
 
 IMAGE_MIXES = ("area", "same_class")
 
@@ -371,7 +370,7 @@ def create_dataloader(
     See `JointDataset` for the others. A batch is what `collate` returns.
     """
     batch_size = min(batch_size, len(index)) if len(index) else batch_size
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", max(world_size, 1)))  # processes on this machine; set by torchrun
+    sharing = processes_here(world_size)
     workers = max(min(workers, core_count() // sharing, -(-len(index) // batch_size)), min(workers, 1))
     workers = fitting_workers(workers, batch_size * 3 * imgsz**2, sharing, prefix)
     method = torch.multiprocessing.get_start_method(allow_none=True) or _default_start_method()

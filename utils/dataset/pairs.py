@@ -32,15 +32,8 @@ Check = Callable[[Sequence[str], Sequence[str], int | None, int], DatasetIndex]
 
 PROGRAM = "import sys; sys.path[:] = {path!r}; from utils.dataset.pairs import serve; serve()"
 MAY_PASS = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
+    errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT,
+}  # fmt: skip
 MARK = b"\0answers\n"  # ends what else was written to a process's output, such as by an interpreter's start
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from utils.dataset.pictures import REDUCED, read_picture
 from utils.system.files import user_cache, whole_file, writable
 from utils.system.machine import available_memory, core_count
+from utils.system.process import processes_here
 from utils.system.voice import say
 
 MEMORY_MARGIN = 1.5  # a cache is made only if this multiple of its size is free
@@ -129,7 +130,7 @@ class ImageStore:
 
     def _fill_memory(self, prefix: str, share: bool) -> None:
         need, free = self.cached_bytes, available_memory()
-        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes on this machine, each with a copy of its own
+        sharing = processes_here()  # each has a copy of its own
         if free is not None and need * sharing * MEMORY_MARGIN > free:
             each = f" in each of {sharing} processes" * (sharing > 1)
             say(f"{prefix}: not cached: needs {need / 1e9:.1f} GB of memory{each}, {free / 1e9:.1f} GB are free")

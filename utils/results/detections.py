@@ -280,8 +280,8 @@ def file_name(path: str) -> str:
 def file_stem(path: str) -> str:
     """The same without suffix; the dots in the address of a stream begin none."""
     name = file_name(path)
-    whole = "://" in path and name == safe_name(path.split("://", 1)[1])
-    return name if whole else Path(name).stem or name
+    is_file = "://" not in path or "." in Path(urlparse(path).path).name
+    return Path(name).stem if is_file else name
 
 
 def safe_name(name: str) -> str:

@@ -20,7 +20,8 @@ from utils.dataset.files import find_glob, has_wildcard, is_companion, other_kin
 from utils.dataset.labels import Problem
 from utils.dataset.pictures import IMG_FORMATS, read_picture
 from utils.results.frames import Frame, Video, open_video
-from utils.results.streams import ScreenSource, StreamSource, is_url, public_name
+from utils.results.streams import ScreenSource, StreamSource, is_url
+from utils.system.downloads import public_name
 from utils.system.files import read_text
 from utils.system.threads import in_order
 from utils.system.voice import say, warn

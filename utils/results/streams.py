@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from utils.results.frames import DEFAULT_FPS, Frame, Video
+from utils.system.downloads import public_name
 from utils.system.voice import warn
 
 URL_SCHEMES = frozenset(["http", "https", "rtmp", "rtsp", "rtsps", "tcp", "udp"])
@@ -211,8 +212,3 @@ def _cannot_open(address: str) -> str:
     if re.search(r"(^|\.)(youtube\.com|youtu\.be)$", urlparse(address).hostname or ""):
         return f"{address} is a web page, not a stream: pass the stream's own address (for example from yt-dlp -g)"
     return f"stream {public_name(address)} cannot be opened: check the address and the network"
-
-
-def public_name(address: str) -> str:
-    """The address without user name and password, which belong neither on a console nor into a file name."""
-    return re.sub(r"(?<=://)[^/]*@", "", address)

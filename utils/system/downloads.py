@@ -114,9 +114,14 @@ def _fetch(address: str, target: Path, before: str, check: Callable[[Path], None
         ) from None
 
 
+def public_name(address: str) -> str:
+    """The address without user name and password, which belong neither on a console nor into a file name."""
+    return re.sub(r"(?<=://)[^/]*@", "", address)
+
+
 def _public(address: str) -> str:
-    """The address without passwords and keys, which do not belong on a console."""
-    return re.sub(r"(?<=://)[^/]*@", "", address).split("?")[0]
+    """The same without what follows a `?`, where keys stand."""
+    return public_name(address).split("?")[0]
 
 
 def _save(answer: http.client.HTTPResponse, file: Path, name: str) -> None:

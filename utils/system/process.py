@@ -81,6 +81,11 @@ def shared_memory() -> int | None:
     return found.f_bavail * found.f_frsize
 
 
+def processes_here(otherwise: int = 1) -> int:
+    """Processes of this training on this machine, as torchrun says; `otherwise` where it did not start it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", max(otherwise, 1)))
+
+
 def fitting_workers(workers: int, batch_bytes: int, sharing: int = 1, prefix: str = "", ready: int = 2) -> int:
     """As many of the workers as shared memory holds the batches of; in a container it is often missing, or 64 MB.
 
