@@ -15,6 +15,7 @@ from tiny_weights import NAMES, VIEWS, save_weights
 import detect
 from utils.results.clips import Clip, ClipSummaries
 from utils.results.frames import Frame
+from utils.results.timelines import Event, plot_timelines
 
 NOTHING = np.zeros((0, 6), np.float32)
 
@@ -154,6 +155,14 @@ def test_names_may_look_like_formulas_or_be_no_text(tmp_path):
     (tmp_path / "1.png").rename(frames / "1.png")
     out = detect_in(weights, frames, tmp_path)
     assert [f.suffix for f in (out / "clips").iterdir() if f.suffix == ".json"] == [".json"]
+
+
+def test_a_title_is_whole(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr("utils.results.timelines.save", lambda fig, _: titles.append(fig.axes[0].get_title()))
+    title = "patient_07_clip_02.mp4: view PLAX 0.83 (on 95 % of the frames)"
+    plot_timelines({"MR": []}, {"MR": [Event(0, 1, "MR")]}, ["MR"], tmp_path / "a.png", 0, title, 2, "seconds")
+    assert titles == [title]
 
 
 def test_without_the_flag_nothing_is_summed_up(weights, tmp_path):

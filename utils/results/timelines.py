@@ -61,7 +61,7 @@ def plot_timelines(
     ax.set_yticks(range(len(rows)), [safe_text(row) for row in rows], fontsize=8)
     ax.set_xlabel(unit, fontsize=10)
     told = "events above, predictions below" if any(truth.values()) else "predictions"
-    ax.set_title(safe_text(title) or f"Timelines: {told} (score from {least:g})", fontsize=12)
+    ax.set_title(safe_text(title, 80) or f"Timelines: {told} (score from {least:g})", fontsize=12)
     handles = [ax.barh(0, 0, color=color, label=safe_text(label)) for label, color in colors.items()]
     if handles:
         ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), framealpha=0.8)
