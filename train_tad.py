@@ -144,6 +144,7 @@ def main(opt: argparse.Namespace, relaunch: bool = False) -> dict:
         data = load_data(opt.data)
     if checkpoint:
         config = config_from(checkpoint.model_yaml["tad"], str(checkpoint.file))
+        data.check_classes(checkpoint.names, checkpoint.file)
     else:
         config = load_config(opt.cfg)
         if opt.epochs:
@@ -163,11 +164,7 @@ def main(opt: argparse.Namespace, relaunch: bool = False) -> dict:
     if world.is_main:
         save_yaml(folder / "opt.yaml", vars(opt))
         save_yaml(folder / "model.yaml", dataclasses.asdict(config))
-    try:
-        return train(run, checkpoint)
-    except (KeyboardInterrupt, NonFiniteLoss):
-        say(f"Continue from its start with: python train_tad.py --resume {run.weights_dir / 'last.pt'}")
-        raise
+    return train(run, checkpoint)
 
 
 def command_line() -> None:

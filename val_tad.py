@@ -47,7 +47,16 @@ from tad.config import load_config
 from tad.data import load_data
 from tad.load import load_model
 from tad.memory import loading
-from tad.validation import metrics_of, predict_with_bar, report_problems, table, truth_of, val_loader, write_results
+from tad.validation import (
+    metrics_of,
+    of_videos,
+    predict_with_bar,
+    report_problems,
+    table,
+    truth_of,
+    val_loader,
+    write_results,
+)
 from utils.system.command_line import one_sentence
 from utils.system.devices import World, amp_dtype, describe_device, select_device, use_machine
 from utils.system.voice import say
@@ -62,7 +71,8 @@ def main(opt: argparse.Namespace) -> dict:
     if bool(opt.weights) == bool(opt.detections):
         raise ValueError("give --weights of a network, or --detections of a results file")
     if opt.detections:
-        truth, events = truth_of(data), read_results(opt.detections)
+        truth = truth_of(data)
+        events = of_videos(read_results(opt.detections), truth, opt.detections)
         save_dir = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
         report_problems(data, None, save_dir, opt.strict)
     else:
@@ -70,11 +80,7 @@ def main(opt: argparse.Namespace) -> dict:
         use_machine()
         say(f"Temporal detection on {describe_device(device)}")
         model = load_model(opt.weights, load_config(opt.cfg) if opt.cfg else None, data.names).to(device)
-        if list(model.names.values()) != data.names:
-            raise ValueError(
-                f"{opt.weights}: knows the classes {', '.join(model.names.values())}, and {data.file} has "
-                f"{', '.join(data.names)}"
-            )
+        data.check_classes(model.names, opt.weights)
         numbers = loading(opt.memory, device)
         numbers = dataclasses.replace(
             numbers,

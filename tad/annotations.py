@@ -74,10 +74,19 @@ def read_json(file: Path, what: str) -> dict:
     """The object of a json file.
 
     Raises:
-        ValueError: It is none; the message names line and column.
+        ValueError: It is none, the message names line and column; or a name stands twice, so that one would be lost.
     """
+
+    def once(pairs: list[tuple[str, object]]) -> dict:
+        found: dict[str, object] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"{file}: '{name}' stands twice in one object; rename or remove one")
+            found[name] = value
+        return found
+
     try:
-        content = json.loads(read_text(file))
+        content = json.loads(read_text(file), object_pairs_hook=once)
     except json.JSONDecodeError as e:
         raise ValueError(f"{file}: no json ({e.msg} in line {e.lineno}, column {e.colno})") from None
     except RecursionError:
@@ -136,14 +145,16 @@ def _event(name: str, number: int, row: object, duration: float, problems: list[
     label = row.get("label")
     if start is None or end is None or not isinstance(label, str) or not label:
         problems.append(f"{where}: segment {list(segment)!r} with label {label!r}; left out")
-    elif start < 0:
-        problems.append(f"{where}: begins at {start:g} s, before the video; left out")
     elif end <= start:
         problems.append(f"{where}: ends at {end:g} s, not after its start {start:g} s; left out")
+    elif end <= 0:
+        problems.append(f"{where}: ends at {end:g} s, before the video; left out")
     elif start >= duration:
         problems.append(f"{where}: begins at {start:g} s, after the video's end {duration:g} s; left out")
     elif label != AMBIGUOUS:
-        return Event(start, end, label)
+        if start < 0:
+            problems.append(f"{where}: begins at {start:g} s, before the video; taken from 0")
+        return Event(max(start, 0.0), end, label)
     return None
 
 

@@ -10,6 +10,23 @@ from utils.system.paths import ROOT, find_file
 from utils.system.yamls import load_yaml
 
 OPTIMIZERS = ("adamw", "muon")
+MANY = 1e9  # from here on an upper end is none
+# key -> least and most, ends included
+LIMITS = {
+    **dict.fromkeys(
+        ("frame_stride", "imgsz", "short_side", "dim", "depth", "heads", "mlp", "patch", "grid", "channels",
+         "detector_heads", "batch", "epochs", "schedule_epochs", "eval_every", "pre_top", "max_events"),
+        (1, MANY),
+    ),
+    **dict.fromkeys(("adapter", "eval_from", "warmup_epochs"), (0, MANY)),
+    **dict.fromkeys(("lr", "adapter_lr", "backbone_lr", "muon_lr", "weight_decay"), (0, 1e3)),
+    **dict.fromkeys(("flip", "keep", "pre_score", "min_score"), (0, 1)),
+    **dict.fromkeys(("clip", "sigma"), (1e-6, MANY)),
+    **dict.fromkeys(("backbone_drop", "detector_drop", "ema"), (0, 1 - 1e-6)),
+    **dict.fromkeys(("crop", "crop_area"), (1e-6, 1)),
+    "blocks": (0, 30),
+    "overlap": (0.5, 1 - 1e-6),  # with less the windows of the public evaluation miss the end of some videos
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ class TadConfig:
     detector_drop: float = 0.1
     epochs: int = 60
     schedule_epochs: int = 100
-    warmup_epochs: float = 5
+    warmup_epochs: float = 5.0
     batch: int = 2
     optimizer: str = "adamw"
     lr: float = 1e-4
@@ -122,19 +139,28 @@ def config_from(values: dict, where: str) -> TadConfig:
             raise ValueError(f"{where}: {key} must be like {default}, not {values[key]!r}")
         checked[key] = value
     config = TadConfig(**checked)
+    for key, (least, most) in LIMITS.items():
+        value = getattr(config, key)
+        if not all(least <= v <= most for v in (value if isinstance(value, tuple) else (value,))):
+            ends = f"at least {least:g}" if most == MANY else f"between {least:g} and {most:g}"
+            raise ValueError(f"{where}: {key}: {values[key]} must be {ends}")
+    if not all(isinstance(n, int) for n in config.blocks) or not config.blocks[0]:
+        raise ValueError(f"{where}: blocks: {list(config.blocks)} must be whole numbers, the first of them at least 1")
     largest = 2 ** (config.levels - 1)
     if config.frames < 1 or config.frames % 16 or config.frames % largest:
         raise ValueError(
             f"{where}: frames: {config.frames} must be a multiple of 16 (a chunk) and of {largest} (the stride of the "
             f"last of {config.levels} levels)"
         )
-    for key in (
-        "frame_stride", "imgsz", "dim", "depth", "heads", "patch", "grid", "channels", "batch", "epochs", "eval_every",
-    ):  # fmt: skip
-        if getattr(config, key) < 1:
-            raise ValueError(f"{where}: {key}: {getattr(config, key)} must be at least 1")
-    if not 0.5 <= config.overlap < 1:  # with less the windows of the public evaluation miss the end of some videos
-        raise ValueError(f"{where}: overlap: {config.overlap} must be at least 0.5 and below 1")
+    for width, heads in (("dim", "heads"), ("channels", "detector_heads")):
+        if getattr(config, width) % getattr(config, heads):
+            raise ValueError(
+                f"{where}: {width}: {getattr(config, width)} must be a multiple of {heads}: {getattr(config, heads)}"
+            )
+    if config.imgsz < config.patch:
+        raise ValueError(f"{where}: imgsz: {config.imgsz} must be at least patch: {config.patch}")
+    if config.crop[0] > config.crop[1]:
+        raise ValueError(f"{where}: crop: {list(config.crop)} must be the smaller share, then the larger one")
     return config
 
 
@@ -145,7 +171,10 @@ def load_config(name: str | Path) -> TadConfig:
         FileNotFoundError, ValueError: One sentence that names the file.
     """
     file = find_file(name, (ROOT / "tad",))
-    return config_from(load_yaml(file) or {}, str(file))
+    config = config_from(load_yaml(file) or {}, str(file))
+    if not config.freeze and config.optimizer == "adamw" and not config.backbone_lr:
+        raise ValueError(f"{file}: freeze: false with backbone_lr: 0 would train no backbone: give it a rate")
+    return config
 
 
 def _number(value: object) -> bool:

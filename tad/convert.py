@@ -13,7 +13,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -143,14 +143,34 @@ def video_name(text: str, there: Collection[str] = ()) -> str:
     return next((name for name in names if name in there), upload)
 
 
-def assign_subsets(names: list[str], share: float, group: str, seed: int) -> dict[str, str]:
-    """`training` or `validation` for every video; videos of one group (by a regular expression) stay together."""
+def assign_subsets(
+    names: list[str], share: float, group: str, seed: int, given: Iterable[tuple[str, str]] = ()
+) -> dict[str, str]:
+    """`training` or `validation` for every video; videos of one group (by a regular expression) stay together.
+
+    Args:
+        given: Videos and subsets that they belong to, with the other videos of their group.
+
+    Raises:
+        ValueError: Two of these are of one group and different.
+    """
     found = {name: (re.search(group, name) if group else None) for name in names}
     groups = {name: (m and m.group(m.re.groups and 1)) or name for name, m in found.items()}
     kinds = sorted(set(groups.values()))
     order = np.random.default_rng(seed).permutation(len(kinds))
     held = {kinds[i] for i in order[: round(share * len(kinds))]}
-    return {name: "validation" if groups[name] in held else "training" for name in names}
+    subsets = {kind: "validation" if kind in held else "training" for kind in kinds}
+    told: dict[str, str] = {}
+    for name, subset in given:
+        if told.setdefault(groups[name], subset) != subset:
+            raise ValueError(f"{name}: its group {groups[name]} is in the subsets {told[groups[name]]} and {subset}")
+    return {name: (subsets | told)[groups[name]] for name in names}
+
+
+def second_of(frame: float, fps: float, frames: int, duration: float) -> float:
+    """The second of a frame, to four digits, from which training, which rounds down, finds that frame again."""
+    second = round(frame / fps, 4)
+    return second if second / duration * frames >= frame else round(second + 1e-4, 4)
 
 
 def convert(rows: list[Row], videos: Path, share: float = 0.0, group: str = "", seed: int = 0) -> dict:
@@ -170,18 +190,26 @@ def convert(rows: list[Row], videos: Path, share: float = 0.0, group: str = "", 
     if missing := sorted({name for name, _ in named} - set(files)):
         some = ", ".join(missing[:4]) + (" …" if len(missing) > 4 else "")
         raise ValueError(f"{videos}: {len(missing)} annotated video(s) are not there: {some}")
-    subsets = assign_subsets(list(files), share, group, seed)
+    given = [(name, row.subset) for name, row in named if row.subset]
+    subsets = assign_subsets(list(files), share, group, seed, given)
     database = {}
     for name, file in files.items():
-        with VideoFile(file) as video:
-            duration, frames, fps = video.duration, video.frames, video.fps
+        try:
+            with VideoFile(file) as video:
+                duration, frames, fps = round(video.duration, 4), video.frames, video.fps
+        except ValueError as e:
+            if any(other == name for other, _ in named):
+                raise
+            warn(f"{e}; left out")
+            continue
         events = []
         for row in (row for other, row in named if other == name):
-            scale = 1 / fps if row.in_frames else 1
-            segment = [round(row.start * scale, 4), round(min(row.end * scale, duration), 4)]
-            events.append({"segment": segment, "label": row.label})
-            subsets[name] = row.subset or subsets[name]
-        record = {"subset": subsets[name], "duration": round(duration, 4), "frame": frames, "annotations": events}
+            ends = row.start, row.end
+            if row.in_frames:
+                ends = (second_of(frame, fps, frames, duration) for frame in ends)
+            start, end = ends
+            events.append({"segment": [round(start, 4), round(min(end, duration), 4)], "label": row.label})
+        record = {"subset": subsets[name], "duration": duration, "frame": frames, "annotations": events}
         database[name] = record
     return {"database": database}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +47,13 @@ class TadData:
     def records(self, split: str) -> list[Record]:
         """Records of `train` or `val`."""
         return self.annotations.subset(getattr(self, split))
+
+    def check_classes(self, names: Mapping[int, str], file: Path | str) -> None:
+        """Raises ValueError where the network in `file` has other classes, or another order."""
+        if list(names.values()) != self.names:
+            raise ValueError(
+                f"{file}: knows the classes {', '.join(names.values())}, and {self.file} has {', '.join(self.names)}"
+            )
 
     def video(self, record: Record) -> Path:
         """The file of a record's video; with any usual suffix, `.mp4` where there is none."""
@@ -215,7 +222,7 @@ class WindowSet(Dataset):
             return
         try:
             with VideoFile(self.data.video(record)) as video:
-                count, even = video.frames, video.even
+                count, even, seconds, fps = video.frames, video.even, video.duration, video.fps
                 video.read([0])  # one that nothing here can decode is left out now, not in the middle of an epoch
         except (FileNotFoundError, ValueError) as e:
             self.problems.append(f"{record.name}: {e}; the video is left out")
@@ -223,6 +230,11 @@ class WindowSet(Dataset):
         frames = record.frames or count
         if frames != count:
             self.problems.append(f"{record.name}: {frames} frames in the annotations, {count} in the file; both used")
+        if abs(record.duration - seconds) > max(2 / fps, seconds / 50):
+            self.problems.append(
+                f"{record.name}: {record.duration:g} s in the annotations, {seconds:g} s in the file; events are "
+                "placed by the former"
+            )
         if not even:
             self.problems.append(f"{record.name}: its frame rate varies, so events are placed by the mean rate")
         self.records.append(record)

@@ -9,7 +9,7 @@ import torch
 
 from tad.config import TadConfig, config_from
 from tad.model import TadModel
-from tad.weights import CLASS_LAYER, is_public, load_backbone, load_public, read_tensors, state_of
+from tad.weights import CLASS_LAYER, NOTHING, fill, is_public, load_backbone, load_public, read_tensors, state_of
 from utils.system.voice import say
 from utils.weights.checkpoint import FORMAT, Checkpoint, load_checkpoint
 
@@ -82,10 +82,7 @@ def start_from(model: TadModel, file: str | Path) -> None:
             state = {k: kept[k] if k.startswith(layer) else v for k, v in state.items()}
             say(f"{file}: its classes are {', '.join(other.names.values())}, so the class layer starts anew")
         state["detector.head.loss_normalizer"] = torch.tensor(100.0)
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as e:
-            raise ValueError(f"{file}: does not fit the network of --cfg ({e})") from None
+        fill(model, state, Path(file), NOTHING, NOTHING)
         say(f"{file}: {len(state)} tensors (train_tad.py)")
     elif is_public(state_of(content)):
         say(load_public(model, file, other_classes=True))

@@ -39,7 +39,7 @@ from utils.system.devices import (
 from utils.system.process import SafeStop
 from utils.system.voice import say
 from utils.training.average import ModelEMA
-from utils.training.engine import Engine
+from utils.training.engine import Engine, NonFiniteLoss
 from utils.training.fit import EarlyStopping, Evaluation, fit
 from utils.training.options import Options
 from utils.training.records import RunLogger
@@ -258,19 +258,27 @@ def train(run: Run, resumed: Checkpoint | None = None) -> dict:
         )  # fmt: skip
 
     began = time.perf_counter()
-    count = fit(
-        engine, c.epochs, epoch_of, evaluate, record,
-        lambda epoch, names: write_checkpoints(run, engine, epoch, names, stopper, normalizers), stopper, first_epoch,
-        period=run.opt.save_period,
-    )  # fmt: skip
+    try:
+        count = fit(
+            engine, c.epochs, epoch_of, evaluate, record,
+            lambda epoch, names: write_checkpoints(run, engine, epoch, names, stopper, normalizers), stopper,
+            first_epoch, period=run.opt.save_period,
+        )  # fmt: skip
+    except (KeyboardInterrupt, NonFiniteLoss):
+        say(f"Continue from its start with: python train_tad.py --resume {run.weights_dir / 'last.pt'}")
+        raise
     say(f"\n{count} epochs in {(time.perf_counter() - began) / 60:.2f} min")
-    return finish(run, logger, watched, truth)
+    return finish(run, logger, len(loader.dataset.records), watched, truth)
 
 
-def finish(run: Run, logger: RunLogger | None, watched, truth: dict) -> dict:
+def finish(run: Run, logger: RunLogger | None, learnt: int, watched, truth: dict) -> dict:
     """Validate the best checkpoint, write its results, the curves and the summary; strip the checkpoints.
 
     `last.pt` is stripped at the end: until then it says that the run has still to be finished.
+
+    Args:
+        learnt: Number of videos that were trained on.
+        watched, truth: Loader of the validation windows, and the true events of their videos.
     """
     last, best = run.weights_dir / "last.pt", run.weights_dir / "best.pt"
     if run.world.is_main and not best.exists():  # no epoch had an mAP above 0
@@ -294,7 +302,7 @@ def finish(run: Run, logger: RunLogger | None, watched, truth: dict) -> dict:
     logger.close()
     strip_checkpoint(last, half=False)
     facts = {
-        "data": run.data.file, "training / validation videos": f"{len(run.data.records('train'))} / {len(truth)}",
+        "data": run.data.file, "training / validation videos": f"{learnt} / {len(truth)}",
         "classes": ", ".join(run.data.names), "model": run.opt.cfg, "weights": run.opt.weights or "from scratch",
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}", "device": describe_device(run.device),
         "precision": run.amp or torch.float32, "processes": run.world.size, "seed": run.opt.seed,

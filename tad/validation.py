@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from tad.predict import predict_set
 from utils.results.timelines import Event, plot_timelines
 from utils.system.devices import World
 from utils.system.files import whole_file
-from utils.system.voice import say
+from utils.system.voice import say, warn
 
 SHOWN = 24  # videos in the picture of timelines
 
@@ -36,6 +36,29 @@ def truth_of(data: TadData, dataset: WindowSet | None = None) -> dict[str, list[
     if not any(truth.values()):
         raise ValueError(f"{data.annotations.file}: no video of {data.val} that can be read has an event to find")
     return truth
+
+
+def of_videos(results: Mapping[str, list[Event]], names: Collection[str], file: str) -> dict[str, list[Event]]:
+    """Results of a file by the names of the validation videos, whose paths may stand there too (as of `detect_tad.py`).
+
+    Results of other videos stay, and count as false; a line tells of them.
+
+    Raises:
+        ValueError: None is of a validation video, or one video has results twice.
+    """
+    found: dict[str, list[Event]] = {}
+    for key, events in results.items():
+        stem = PurePosixPath(key.replace("\\", "/")).stem
+        name = stem if key not in names and stem in names else key
+        if name in found:
+            raise ValueError(f"{file}: has results of the video {name} twice")
+        found[name] = events
+    if other := [name for name in found if name not in names]:
+        some = f"{len(other)} of its {len(found)} videos, such as {other[0]}, are none of the {len(names)} to judge by"
+        if len(other) == len(found):
+            raise ValueError(f"{file}: {some}, such as {next(iter(names))}")
+        warn(f"{file}: {some}: their events count as false")
+    return found
 
 
 def val_loader(data: TadData, config: TadConfig, numbers: Loading, cache: str | None, world: World):

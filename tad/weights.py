@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.weights.checkpoint import refuse_exported
 from utils.weights.reader import begins_as_zip, read_pickled
 
 # our prefix -> that of public AdaTAD checkpoints, which also put `module.` before every name
@@ -30,6 +31,7 @@ CLASS_LAYER = "detector.head.cls_head."
 FORMS = ("mmaction", "VideoMAE", "Hugging Face")
 # what backbones may hold beside the backbone: classifiers, and a norm that only pretrained models use
 SPARE = re.compile(r"(cls_head|head|classifier|norm|layernorm|mask_token|decoder|encoder_to_decoder)(\.|$)")
+NOTHING = re.compile("(?!)")  # the pattern of no name
 HF_LAYER = {
     "layernorm_before.": "norm1.",
     "layernorm_after.": "norm2.",
@@ -149,6 +151,7 @@ def read_tensors(file: str | Path) -> dict:
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"weights {file} are not there")
+    refuse_exported(file)
     if file.suffix == ".safetensors" or not begins_as_zip(file) and _is_safetensors(file):
         return _read_safetensors(file)
     return read_pickled(file)
@@ -173,12 +176,12 @@ def load_public(model: nn.Module, file: str | Path, other_classes: bool = False)
         FileNotFoundError, ValueError: The file, or what does not fit.
     """
     file = Path(file)
-    state, own, none = from_public(state_of(read_tensors(file))), model.state_dict(), re.compile(r"(?!)")
+    state, own = from_public(state_of(read_tensors(file))), model.state_dict()
     layer = [name for name in state if name.startswith(CLASS_LAYER)]
     if not other_classes or all(name in own and state[name].shape == own[name].shape for name in layer):
-        fill(model, state, file, none, none)
+        fill(model, state, file, NOTHING, NOTHING)
         return Report(file, "AdaTAD", len(state))
-    fill(model, {n: v for n, v in state.items() if n not in layer}, file, re.compile(re.escape(CLASS_LAYER)), none)
+    fill(model, {n: v for n, v in state.items() if n not in layer}, file, re.compile(re.escape(CLASS_LAYER)), NOTHING)
     return Report(file, "AdaTAD", len(state) - len(layer), ["class layer"])
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data.echo_clips import write_video
-from tad.annotations import read_annotations
-from tad.convert import assign_subsets, convert, main, parse_opt, rows_of, video_name
+from tad.annotations import grid_events, read_annotations
+from tad.convert import Row, assign_subsets, convert, main, parse_opt, rows_of, video_name
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,36 @@ def test_subsets_of_a_table_count(videos, tmp_path):
     source.write_text("subset,video,label,start,end\ntest,p1_a,MR,0,1\n")
     database = convert(rows_of(source), videos)["database"]
     assert database["p1_a"]["subset"] == "test" and database["p2_a"]["subset"] == "training"
+
+
+def test_a_subset_holds_for_the_whole_group(videos):
+    rows = [Row("p1_b", 0, 1, "MR", "validation"), Row("p1_a", 0, 1, "MR")]
+    database = convert(rows, videos, group=r"p\d")["database"]
+    subsets = {name: entry["subset"] for name, entry in database.items()}
+    assert subsets == {"p1_a": "validation", "p1_b": "validation", "p2_a": "training"}
+    for other in ("p1_a", "p1_b"):
+        with pytest.raises(ValueError, match="its group p1 is in the subsets validation and training"):
+            convert([*rows, Row(other, 1, 2, "MR", "training")], videos, group=r"p\d")
+
+
+@pytest.mark.parametrize("fps", [24, 25, 30, 50])
+def test_frames_of_other_programs_stay_those_frames(tmp_path, fps):
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos/v.mp4", [np.zeros((32, 32, 3), np.uint8)] * 60, fps)
+    spans = [(i, i + 1 + i % 7) for i in range(50)]
+    rows = [Row("v", *span, "a", in_frames=True) for span in spans]
+    (tmp_path / "a.json").write_text(json.dumps(convert(rows, tmp_path / "videos")))
+    record = read_annotations(tmp_path / "a.json").records["v"]
+    assert grid_events(record, 60, 1, ["a"])[0].tolist() == [list(span) for span in spans]
+
+
+def test_a_file_that_is_no_video_stops_only_where_an_event_names_it(tmp_path, capsys):
+    write_video(tmp_path / "a.mp4", [np.zeros((32, 32, 3), np.uint8)] * 5)
+    (tmp_path / "._a.mp4").write_bytes(b"of another system")
+    assert list(convert([], tmp_path)["database"]) == ["a"]
+    assert "._a.mp4: no video that can be read" in "".join(capsys.readouterr())
+    with pytest.raises(ValueError, match=r"\._a\.mp4: no video"):
+        convert([Row("._a", 0, 1, "MR")], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from tad.transforms import (
     short_side_size,
 )
 from tad.windows import Window, events_inside, frame_numbers, sampled, sliding_windows, truncate
+from utils.results.timelines import Event
 
 DATA = figures("data")
 
@@ -188,7 +189,8 @@ GOOD = {"subset": "training", "duration": 10.0, "frame": 300, "annotations": [{"
         ({"annotations": "none"}, "'annotations' is no list"),
         ({"annotations": [{"segment": [3, 2], "label": "a"}]}, "v, event 1: ends at 2 s, not after its start 3 s"),
         ({"annotations": [{"segment": [2, 2], "label": "a"}]}, "not after its start"),
-        ({"annotations": [{"segment": [-1, 2], "label": "a"}]}, "begins at -1 s, before the video"),
+        ({"annotations": [{"segment": [-1, 2], "label": "a"}]}, "begins at -1 s, before the video; taken from 0"),
+        ({"annotations": [{"segment": [-2, -1], "label": "a"}]}, "ends at -1 s, before the video; left out"),
         ({"annotations": [{"segment": [11, 12], "label": "a"}]}, "after the video's end 10 s"),
         ({"annotations": [{"segment": [1], "label": "a"}]}, "no segment [start, end]"),
         ({"annotations": [{"segment": [1, "x"], "label": "a"}]}, "segment [1, 'x'] with label 'a'"),
@@ -202,9 +204,15 @@ def test_what_is_left_out_is_told(tmp_path, change, says):
     assert annotations.records["w"].events[0].label == "a"
 
 
+def test_an_event_that_begins_a_hair_too_early_is_kept(tmp_path):
+    record = read_annotations(write(tmp_path, {"v": GOOD | {"annotations": [{"segment": [-0.02, 2], "label": "a"}]}}))
+    assert record.records["v"].events == (Event(0.0, 2.0, "a"),)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ('{"database": {"v": {}, "v": {}}}', "'v' stands twice"),
         ("{", "no json .*line 1"),
         ("[]", "annotations are an object"),
         ("{}", "no 'database'"),

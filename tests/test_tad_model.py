@@ -351,6 +351,13 @@ def test_the_yaml_of_the_small_vit_is_the_published_recipe():
     assert load_config("adatad_s.yaml") == TadConfig()
 
 
+@pytest.mark.parametrize("text", ["warmup_epochs: 0.5", "warmup_epochs: 2", "freeze: false\nbackbone_lr: 1e-5"])
+def test_values_that_a_yaml_may_have(tmp_path, text):
+    (tmp_path / "model.yaml").write_text(text)
+    key, value = text.splitlines()[-1].split(": ")
+    assert getattr(load_config(tmp_path / "model.yaml"), key) == float(value)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -361,6 +368,18 @@ def test_the_yaml_of_the_small_vit_is_the_published_recipe():
         ("freeze: 1", "freeze must be like True"),
         ("optimizer: sgd", "optimizer must be like adamw, not 'sgd'"),
         ("overlap: 1.0", "overlap"),
+        ("heads: 5", "dim: 384 must be a multiple of heads: 5"),
+        ("detector_heads: 3", "channels: 512 must be a multiple of detector_heads: 3"),
+        ("imgsz: 4", "imgsz: 4 must be at least patch: 16"),
+        ("blocks: [2, 1.5, 3]", "blocks: [2, 1.5, 3] must be whole numbers"),
+        ("blocks: [0, 0, 0]", "blocks: [0, 0, 0] must be whole numbers, the first of them at least 1"),
+        ("crop: [1.0, 0.9]", "crop: [1.0, 0.9] must be the smaller share"),
+        ("crop_area: 3.0", "crop_area: 3.0 must be between 1e-06 and 1"),
+        ("adapter: -1", "adapter: -1 must be at least 0"),
+        ("sigma: 0.0", "sigma: 0.0 must be at least 1e-06"),
+        ("ema: 2.0", "ema: 2.0 must be between 0 and 0.999999"),
+        ("lr: .nan", "lr: nan must be between 0 and 1000"),
+        ("freeze: false", "freeze: false with backbone_lr: 0 would train no backbone"),
         ("a: [", "model.yaml:"),
     ],
 )

@@ -24,7 +24,9 @@ import train_tad
 import val_tad
 from tad.load import load_model
 from tad.predict import predict_video
+from tad.validation import of_videos
 from tad.weights import to_public
+from utils.results.timelines import Event
 from utils.weights.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +82,17 @@ def test_validation_repeats_the_figures_of_the_run(trained, data, tmp_path):
     assert again["map"] == metrics["map"]
 
 
+def test_results_belong_to_videos_by_name_or_path(capsys):
+    event = [Event(0, 1, "a", 0.5)]
+    assert of_videos({"x/v1.mp4": event, "v.2": event}, {"v1", "v.2"}, "f") == {"v1": event, "v.2": event}
+    assert list(of_videos({"v1": event, "w": event}, {"v1"}, "f")) == ["v1", "w"]
+    assert "f: 1 of its 2 videos, such as w, are none of the 1 to judge by" in "".join(capsys.readouterr())
+    with pytest.raises(ValueError, match="f: 1 of its 1 videos, such as w, are none of the 1 to judge by, such as v1"):
+        of_videos({"w": event}, {"v1"}, "f")
+    with pytest.raises(ValueError, match="has results of the video v1 twice"):
+        of_videos({"v1": event, "a/v1.avi": event}, {"v1"}, "f")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [["--cache", "ram"], ["--cache", "disk"], ["--workers", "2", "--cache", "ram"]])
 def test_cached_frames_and_workers_change_no_draw(trained, data, cfg, tmp_path, more):
@@ -128,6 +141,24 @@ def test_a_stopped_run_goes_on_exactly(trained, data, cfg, tmp_path, monkeypatch
     histories = [json.loads((r / "training_history.json").read_text())["epochs"] for r in (trained, tmp_path / "exp")]
     for a, b in zip(*histories, strict=True):
         assert a["train"] == b["train"] and a["metrics"] == b["metrics"] and a["lr"] == b["lr"]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_own_classes_alone(trained, data, cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr(tad.training, "finish", lambda *_: {})
+    run = train(data, cfg, tmp_path, "--epochs", "1")
+    turned = tmp_path / "turned.yaml"
+    turned.write_text(yaml.safe_dump(yaml.safe_load(data.read_text()) | {"names": ["red", "blue"]}))
+    words = ["--resume", str(run / "weights/last.pt"), "--data", str(turned)]
+    with pytest.raises(ValueError, match="knows the classes") as error:
+        train_tad.main(train_tad.parse_opt(words))
+    assert "blue, red, and" in str(error.value) and "red, blue" in str(error.value)
+
+
+def test_an_exported_network_is_told_from_a_damaged_one(tmp_path):
+    (tmp_path / "best.onnx").write_bytes(b"onnx")
+    with pytest.raises(ValueError, match=r"best\.onnx is an exported file"):
+        load_model(tmp_path / "best.onnx")
 
 
 @pytest.mark.slow
@@ -210,12 +241,15 @@ def test_what_is_left_out_is_listed(data, cfg, tmp_path, capsys):
     content["database"]["v0"]["annotations"].append({"segment": [2, 1], "label": "red"})
     content["database"]["gone"] = content["database"]["v1"]
     content["database"]["v2"]["frame"] = 70
+    content["database"]["v1"]["duration"] = 60
     (other / "annotations.json").write_text(json.dumps(content))
     whole = (other / "videos/v3.mp4").read_bytes()
     (other / "videos/v3.mp4").write_bytes(whole[: len(whole) // 2])  # cut: its list of frames is gone
     run = train(other / "data.yaml", cfg, tmp_path, "--epochs", "1", "--noplots", "--batch-size", "1")
     listed = (run / "left_out_train.csv").read_text()
     assert "v0, event 3: ends at 1 s" in listed and "gone.mp4 is not there" in listed
+    assert "v1: 60 s in the annotations, 2.4 s in the file; events are placed by the former" in listed
+    assert "| training / validation videos | 3 / 2 |" in (run / "TRAINING_SUMMARY.md").read_text()
     assert (
         "v3.mp4: no video that can be read" in listed and "v2: 70 frames in the annotations, 60 in the file" in listed
     )

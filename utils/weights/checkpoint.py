@@ -90,6 +90,12 @@ def copy_checkpoint(source: str | Path, target: str | Path) -> None:
         shutil.copyfile(source, temporary)
 
 
+def refuse_exported(path: Path) -> None:
+    """Raises ValueError where a file, or a folder, is a network that was exported."""
+    if (path.suffix.lower() in EXPORTED and path.exists()) or (path.is_dir() and any(path.glob("*.xml"))):
+        raise ValueError(f"{path} is an exported file, which runs but cannot be trained: give the .pt it was made from")
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint of ours, or one that YOLOv5 v5.0 or later wrote, onto the CPU. Nothing in it is executed.
 
@@ -99,8 +105,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ValueError: It is no checkpoint (an exported file is none), damaged, or of a newer format.
     """
     path = Path(path)
-    if (path.suffix.lower() in EXPORTED and path.exists()) or (path.is_dir() and any(path.glob("*.xml"))):
-        raise ValueError(f"{path} is an exported file, which runs but cannot be trained: give the .pt it was made from")
+    refuse_exported(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} is not there")
     content = read_pickled(path)
