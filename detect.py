@@ -138,6 +138,8 @@ def run(
         if view_img or frames.live:
             view_img = can_show(warn=view_img)
         save_dir = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok, mkdir=True)
+        if opt.save_txt:
+            (save_dir / "labels").mkdir(exist_ok=True)  # there even where nothing is found
         clips = ClipSummaries(save_dir, names, cls_names, opt.vid_stride, not opt.nosave) if opt.clip_summary else None
         with ResultWriter(save_dir, names, cls_names, save_csv=opt.save_csv) as writer:
             draws = not opt.nosave or view_img

@@ -69,6 +69,10 @@ def build_model(
         if any(name.startswith(f"model.{i}.") for i in freeze):
             p.requires_grad = False
     if frozen := sum(not p.requires_grad for p in model.parameters()):
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError(
+                f"--freeze {' '.join(map(str, opt.freeze))}: freezes every layer, so nothing would be trained"
+            )
         say(f"Frozen: {frozen} tensors of layers {list(freeze)}")
     return model, taken
 

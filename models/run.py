@@ -93,15 +93,18 @@ def start(opt: Options, hyp: dict, resumed: Checkpoint | None) -> tuple[Run, Mod
         data = load_data(opt, resumed)
         if opt.weights and not resumed:
             find_weights(opt.weights)  # fetches official ones, once
-    rect = opt.rect and not opt.image_weights
+    rect = opt.rect and not opt.image_weights and not opt.quad
     if opt.rect and not rect:
-        say("--rect: off, since --image-weights draws pictures of all shapes")
+        by = "--image-weights draws" if opt.image_weights else "--quad joins"
+        say(f"--rect: off, since {by} pictures of all shapes")
     folder = functools.cache(lambda: take_folder(opt))  # not before weights and structure are known to be good
     report = (lambda: folder() / "transfer.txt") if world.is_main else None
     model, transferred = build_model(opt, data, hyp, resumed, say, report)
     save_dir = Path(broadcast_object(str(folder()) if world.is_main else "", world))
     stride = model.multiple
     imgsz = check_img_size(opt.imgsz, stride, floor=2 * stride)
+    if imgsz != opt.imgsz:
+        say(f"--imgsz {opt.imgsz}: {imgsz} is used, a multiple of the stride {stride}")
     precision = amp_dtype(device, opt.amp)
     batch_size = opt.batch_size
     if batch_size == -1:

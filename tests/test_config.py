@@ -118,6 +118,7 @@ def test_shipped_data_yamls():
     assert (heart.cls_nc, heart.cls_names) == (3, {0: "PSAX", 1: "PLAX", 2: "A4C"})
     assert heart.path.parts[-2:] == ("datasets", "heart")
     assert heart.train == [str(heart.path / "train" / "images")] and heart.test == []
+    assert load_data_config("coco.yaml").nc == 80 and load_data_config("VOC.yaml").names[14] == "person"
     coco = load_data_config("coco128.yaml")
     assert (coco.nc, coco.names[0], coco.names[79], coco.cls_nc, coco.cls_names) == (80, "person", "toothbrush", 0, {})
     assert len(set(coco.names.values())) == 80

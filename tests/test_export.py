@@ -32,8 +32,9 @@ from models.answer import Answer
 from models.export import formats
 from models.export.check import check_export
 from models.export.metadata import Metadata
-from models.export.network import smooth_pictures
+from models.export.network import ExportNetwork, smooth_pictures
 from models.export.readers import read_onnx, read_openvino
+from models.export.torchscript import write_torchscript
 from models.load import load_model
 from models.yolo import Model
 from utils.augmentations import letterbox
@@ -164,6 +165,16 @@ def test_shapes_and_names_in_the_onnx_file():
     found = {v.name: shape(v) for v in (*graph.input, *graph.output)}
     assert found["images"] == ["batch", 3, "height", "width"] and found["image_probs"] == ["batch", 2]
     assert found["output0"] == ["batch", "detections", 6]
+
+
+def test_torchscript_of_a_detector_answers_with_a_tuple(tmp_path):
+    """As YOLOv5's does: programs take it apart."""
+    model = Model(load_yaml(ROOT / "models/yolov5n.yaml") | {"width_multiple": 0.1}, nc=3).eval()
+    network = ExportNetwork(model, SIZE)
+    write_torchscript(network, tmp_path / "w.torchscript")
+    answer = torch.jit.load(str(tmp_path / "w.torchscript"))(network.example)
+    assert isinstance(answer, tuple) and len(answer) == 1
+    torch.testing.assert_close(answer[0], network(network.example))
 
 
 @need_openvino

@@ -286,6 +286,7 @@ def test_multi_scale_is_a_function_of_the_batch_number():
         ["--quad"],
         ["--rect"],
         ["--rect", "--image-weights"],
+        ["--rect", "--quad"],
         ["--multi-scale"],
         ["--cache", "disk"],
     ],
@@ -302,6 +303,17 @@ def test_evolve_keeps_the_fittest(data, tiny_cfg, tmp_path):
     folder = tmp_path / "exp"
     assert len((folder / "evolve.csv").read_text().splitlines()) == 3
     assert load_yaml(folder / "hyp_evolve.yaml")["lr0"] == best["lr0"]
+    trials = read_history(folder / "evolve.csv")
+    (kept,) = folder.glob("generation*/weights/last.pt")  # of the others the weights are gone
+    assert kept.parts[-3] == f"generation{[t.fitness for t in trials].index(max(t.fitness for t in trials))}"
+    assert len(list(folder.glob("generation*/results.csv"))) == 2
+
+
+def test_options_that_cannot_be_as_asked_are_told(data, tiny_cfg, tmp_path, capsys):
+    with pytest.raises(ValueError, match="--freeze 99: freezes every layer"):
+        train(data, tiny_cfg, tmp_path, imgsz=70, freeze=99)
+    train(data, tiny_cfg, tmp_path, imgsz=70, epochs=1, noval=True, nosave=True)
+    assert "--imgsz 70: 96 is used, a multiple of the stride 32" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -351,7 +351,10 @@ def input_size(model: nn.Module, imgsz: Sequence[int]) -> list[int]:
     """Height and width of the network input: those of a file that takes one size alone, else `imgsz` rounded up to the
     stride."""
     fixed = fixed_size(model)
-    wanted = check_img_size(imgsz, s=input_multiple(model.stride))
+    stride = input_multiple(model.stride)
+    wanted = check_img_size(imgsz, s=stride)
+    if not fixed and list(imgsz) != list(wanted):
+        say(f"--imgsz {_size(imgsz)}: {_size(wanted)} is used, multiples of the stride {stride}")
     if fixed and list(fixed) != list(wanted):
         say(f"--imgsz {_size(wanted)}: the file takes {_size(fixed)} alone, which is used (export it with --dynamic)")
     return list(fixed or wanted)

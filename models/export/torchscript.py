@@ -5,8 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from models.export.network import ExportNetwork, tracing
+
+
+class Answers(torch.nn.Module):
+    """The network's answer as a tuple even where it is a single tensor: programs take YOLOv5's files apart so."""
+
+    def __init__(self, network: ExportNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        answer = self.network(images)
+        return (answer,) if isinstance(answer, Tensor) else answer
 
 
 def write_torchscript(network: ExportNetwork, file: Path, optimize: bool = False) -> None:
@@ -22,7 +36,7 @@ def write_torchscript(network: ExportNetwork, file: Path, optimize: bool = False
         raise ValueError("--optimize rewrites the network for mobile processors: use --device cpu")
     extra = {"config.txt": network.metadata.to_json()}
     with tracing(), torch.no_grad():
-        traced = torch.jit.trace(network, network.example, check_trace=False, strict=False)
+        traced = torch.jit.trace(Answers(network), network.example, check_trace=False, strict=False)
         if optimize:
             from torch.utils.mobile_optimizer import optimize_for_mobile
 

@@ -50,7 +50,7 @@ def find_file(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
         if matches:
             raise FileNotFoundError(f"'{name}' is not unique, give a path: {', '.join(map(str, matches))}")
         candidates += [Path(p) for p in patterns]
-    tried = "\n  ".join(str(c.absolute()) for c in candidates)
+    tried = "\n  ".join(str(c.absolute()) for c in dict.fromkeys(candidates))
     raise FileNotFoundError(f"'{name}' not found. Tried:\n  {tried}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,8 @@ def evolve(
 
     Args:
         train: `train(hyp, save_dir)` → metrics with `fitness` and `detection`; None where the training diverged.
-        folder: Receives `evolve.csv` (one row a training), `hyp_evolve.yaml` (the best) and a folder per training.
+        folder: Receives `evolve.csv` (one row a training), `hyp_evolve.yaml` (the best) and a folder per training, with
+            weights for the fittest of these alone.
         hyp: The first candidate.
         population: More first candidates, tried before anything mutates.
         history: An `evolve.csv` to go on from; None: that of the folder, where there is one, as in YOLOv5.
@@ -145,7 +147,7 @@ def evolve(
     history = history or (table if table.is_file() else None)
     trials = read_history(history) if history else []
     rng = np.random.default_rng([seed, len(trials)])  # other draws than those that made the parents
-    first = [] if trials else [hyp, *population]
+    first, made = [] if trials else [hyp, *population], len(trials)
     best = hyp
     for generation in range(generations):
         parents = [(t.fitness, hyp | t.hyp) for t in trials]
@@ -157,6 +159,10 @@ def evolve(
         write_history(table, trials, hyp)  # with the earlier ones, so that this evolution can be continued as well
         fittest = max(trials, key=lambda t: t.fitness)
         best = hyp | fittest.hyp
+        kept = max(trials[made:], key=lambda t: t.fitness)
+        for number, trial in enumerate(trials[made:], made):  # the weights of hundreds of trainings fill a disk
+            if trial is not kept:
+                shutil.rmtree(folder / f"generation{number}" / "weights", ignore_errors=True)
         save_yaml(folder / "hyp_evolve.yaml", best)
         say(f"Generation {generation + 1}/{generations}: fitness {fitness:.4f}, best so far {fittest.fitness:.4f}")
     return best
