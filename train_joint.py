@@ -54,7 +54,7 @@ from utils.training.engine import Engine, NonFiniteLoss
 from utils.training.evolve import evolve
 from utils.training.fit import EarlyStopping, Evaluation, fit
 from utils.training.records import RunLogger
-from utils.weights.checkpoint import Checkpoint, copy_checkpoint, save_checkpoint, strip_checkpoint
+from utils.weights.checkpoint import Checkpoint, copy_checkpoint, save_epoch, strip_checkpoint
 
 # The run --------------------------------------------------------------------------------------------------------------
 
@@ -165,27 +165,14 @@ def validate(run: Run, engine: Engine, loader, criterion: ComputeJointLoss) -> d
 
 
 def write_checkpoints(run: Run, engine: Engine, epoch: int, names: Sequence[str], stopper: EarlyStopping, maps) -> None:
-    """The state after `epoch` as `NAME.pt` for each name, the first of which is written and the others copied.
-
-    Raises:
-        OSError: The disk is full, say; the message tells what stands.
-    """
+    """The state after `epoch` under each name, see `save_epoch`."""
     state = engine.state_dict()
     record = {
         "epoch": epoch, "best_fitness": float(stopper.best_fitness), "model": engine.model.record(),
         "ema": state.pop("ema"), "train_state": state | {"stopper": stopper.state_dict(), "maps": maps},
         "opt": run.settings(), "hyp": dict(run.hyp), "date": datetime.now().isoformat(),
     }  # fmt: skip
-    first, *others = (run.weights_dir / f"{name}.pt" for name in names)
-    try:
-        save_checkpoint(first, record)
-        for file in others:
-            copy_checkpoint(first, file)
-        if epoch < 0:  # of an earlier run in this folder (--exist-ok): it would pass for this one's
-            (run.weights_dir / "best.pt").unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
-        stands = f"the {first} of before stands" if first.exists() else "no checkpoint was saved before"
-        raise OSError(f"epoch {epoch} could not be saved in {run.weights_dir} ({error}); {stands}") from error
+    save_epoch(run.weights_dir, names, record)
 
 
 def finish(run: Run, logger: RunLogger) -> dict:

@@ -141,7 +141,9 @@ def load_model(
     models = []
     for file in files:
         path = find_weights(file)
-        model = _reader(path, dnn)(path, device, fuse).eval().requires_grad_(False)
+        model = _reader(path, dnn)(path, device).eval().requires_grad_(False)
+        if fuse and isinstance(model, Model):
+            model.fuse()
         models.append(model.half() if half else model.float())
     return models[0] if len(models) == 1 else Ensemble(models)
 
@@ -176,12 +178,11 @@ def find_weights(weights: str | Path) -> Path:
     )
 
 
-def _read_checkpoint(path: Path, device: torch.device, fuse: bool) -> nn.Module:
-    model = Model.from_checkpoint(load_checkpoint(path)).to(device).eval()
-    return model.fuse() if fuse else model
+def _read_checkpoint(path: Path, device: torch.device) -> nn.Module:
+    return Model.from_checkpoint(load_checkpoint(path)).to(device)
 
 
-# A format is a function (path, device, fuse) → module that answers as `Model` does in evaluation mode.
+# A format is a function (path, device) → module that answers as `Model` does in evaluation mode.
 _READERS = {
     ".pt": _read_checkpoint,
     ".torchscript": read_torchscript,

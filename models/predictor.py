@@ -151,9 +151,11 @@ class Predictor:
         images = torch.from_numpy(rgb).permute(0, 3, 1, 2)  # channels last
         return images if self.layout is torch.channels_last else images.contiguous()
 
-    def milliseconds(self, stages: Sequence[str] = ("preprocess", "inference", "nms")) -> tuple[float, ...]:
-        """Time a picture of these stages."""
-        return tuple(self.clock.seconds[stage] * 1e3 / max(self.seen, 1) for stage in stages)
+    def milliseconds(self) -> tuple[float, ...]:
+        """Time a picture of "preprocess", "inference" and "nms"."""
+        return tuple(
+            self.clock.seconds[stage] * 1e3 / max(self.seen, 1) for stage in ("preprocess", "inference", "nms")
+        )
 
     def _input(self, images: Tensor) -> Tensor:
         return to_input(images, self.device, self.layout).to(input_dtype(self.model))

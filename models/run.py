@@ -233,8 +233,8 @@ def build_engine(run: Run, model: Model, batches: int, transferred: Sequence[str
     for p in model.parameters():
         p.requires_grad_(p.requires_grad and id(p) in trained)
     return Engine(
-        model, optimizer, schedule, balancer, run.device, run.precision,
-        ModelEMA(model, *ema_constants(schedule.steps)), world=run.world, parts=model.independent_parts(),
+        model, optimizer, schedule, balancer, run.device, ModelEMA(model, *ema_constants(schedule.steps)),
+        run.precision, world=run.world, parts=model.independent_parts(),
     )  # fmt: skip
 
 

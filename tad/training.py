@@ -34,6 +34,7 @@ from utils.system.devices import (
     data_parallel,
     describe_device,
     gather_objects,
+    leave_world,
     peak_memory_gb,
 )
 from utils.system.process import SafeStop
@@ -43,7 +44,7 @@ from utils.training.engine import Engine, NonFiniteLoss
 from utils.training.fit import EarlyStopping, Evaluation, fit
 from utils.training.options import Options
 from utils.training.records import RunLogger
-from utils.weights.checkpoint import Checkpoint, copy_checkpoint, load_checkpoint, save_checkpoint, strip_checkpoint
+from utils.weights.checkpoint import Checkpoint, copy_checkpoint, load_checkpoint, save_epoch, strip_checkpoint
 
 LOSSES = ("total", "cls", "reg")
 CHECKPOINTED = 384  # width from which activations are computed again rather than kept
@@ -92,8 +93,8 @@ def build_engine(run: Run, model: TadModel, batches: int) -> Engine:
         schedule,
         Fixed(1),
         run.device,
+        ModelEMA(model, c.ema, AT_ONCE),  # on every process, since every one validates its share
         run.amp,
-        ema=ModelEMA(model, c.ema, AT_ONCE),  # on every process, since every one validates its share
         max_norm=c.clip,
         world=run.world,
     )
@@ -147,7 +148,7 @@ def is_measured(config: TadConfig, epoch: int) -> bool:
 def write_checkpoints(
     run: Run, engine: Engine, epoch: int, names: Sequence[str], stopper: EarlyStopping, normalizers: list[float]
 ) -> None:
-    """The state after `epoch` as `NAME.pt` for each name, the first of which is written and the others copied.
+    """The state after `epoch` under each name, see `save_epoch`.
 
     Args:
         normalizers: The running number of positives of every process; [] at the start, where all have the same.
@@ -158,12 +159,7 @@ def write_checkpoints(
         "epoch": epoch, "best_fitness": float(stopper.best_fitness), "model": engine.model.record(),
         "ema": state.pop("ema"), "train_state": state, "opt": opt, "hyp": {}, "date": datetime.now().isoformat(),
     }  # fmt: skip
-    first, *others = (run.weights_dir / f"{name}.pt" for name in names)
-    save_checkpoint(first, record)
-    for file in others:
-        copy_checkpoint(first, file)
-    if epoch < 0:  # of an earlier run in this folder (--exist-ok): it would pass for this one's
-        (run.weights_dir / "best.pt").unlink(missing_ok=True)
+    save_epoch(run.weights_dir, names, record)
 
 
 def prepare(run: Run, resumed: Checkpoint | None) -> tuple[TadModel, object, object, dict]:
@@ -288,8 +284,7 @@ def finish(run: Run, logger: RunLogger | None, learnt: int, watched, truth: dict
     model = model_of(load_checkpoint(best)).to(run.device)
     events = predict_with_bar(model, watched, run.config, model.names, run.device, run.amp, run.world)
     metrics = metrics_of(truth, events, run.thresholds)
-    if run.world.distributed:
-        torch.distributed.destroy_process_group()
+    leave_world(run.world)
     if not run.world.is_main:
         return metrics
     strip_checkpoint(best, half=False)

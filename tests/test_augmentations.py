@@ -302,3 +302,16 @@ def test_random_perspective_depends_on_the_generator_alone_and_changes_no_input(
     assert (results[0][0] != results[2][0]).any()
     np.testing.assert_array_equal(im, before[0])
     np.testing.assert_array_equal(targets, before[1])
+
+
+def test_shrinking_alone_drops_no_box():
+    """A box is judged by what the border leaves of it."""
+    shrink = np.diag([0.2, 0.2, 1])
+    assert len(aug.warp_labels(np.array([[0, 10, 10, 50, 50]]), [], shrink, 0.2, (100, 100))) == 1
+
+
+def test_a_polygon_stays_from_one_hundredth_of_its_area_on():
+    square = np.array([[0.0, 0], [100, 0], [100, 100], [0, 100]])
+    move, row = np.array([[1.0, 0, 95], [0, 1, 0], [0, 0, 1]]), np.array([[0, 0, 0, 100, 100]])
+    kept = [len(aug.warp_labels(row, shapes, move, 1, (100, 100))) for shapes in ([square], [square[:0]])]
+    assert kept == [1, 0]

@@ -490,3 +490,27 @@ def test_gradnorm_beats_equal_weights_on_the_papers_toy_problem():
     args = argparse.Namespace(steps=250, inputs=20, outputs=10)
     equal, ours = (gradnorm_toy.train(method, 2, 0, args)["loss"][-1] for method in ("equal", "gradnorm 1.5"))
     assert ours < 0.7 * equal
+
+
+def square(w: Tensor, scale: float) -> Tensor:
+    return scale * (w * w).mean()
+
+
+def test_the_first_steps_are_measured_whatever_the_interval():
+    w, balancer = nn.Parameter(torch.ones(3)), GradNorm(2, interval=10, init_steps=4)
+    for _ in range(21):
+        balancer.update([square(w, 1.0), square(w, 3.0)], shared=w)
+    assert [row["step"] for row in balancer.stats()["trace"]] == [1, 2, 3, 4, 11, 21]
+
+
+def test_smoothing_counts_optimiser_steps_not_measurements():
+    w, balancer = nn.Parameter(torch.ones(3)), GradNorm(2, interval=10, init_steps=1, smoothing=30.0)
+    for step in range(11):
+        balancer.update([square(w, math.e if step else 1.0), square(w, 1.0)], shared=w)
+    _, (a, b) = (row["ratios"] for row in balancer.stats()["trace"])
+    kept = math.exp(-10 / 30)
+    assert a / b == pytest.approx(math.exp((1 - kept) / (1 - kept * math.exp(-1 / 30))), rel=1e-4)
+
+
+def test_initial_weights_stay_above_the_floor_too():
+    assert GradNorm(2, task_weights=[1e-9, 1.0], floor=0.1).weights.tolist() == pytest.approx([0.1, 1.9])

@@ -377,6 +377,10 @@ def test_what_is_no_checkpoint_is_called_so(tmp_path):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=name):
             load_checkpoint(file)
+    file = tmp_path / "of tomorrow.pt"
+    save_checkpoint(file, content_of(tiny()) | {"version": 2})
+    with pytest.raises(ValueError, match=r"written by a newer version \(format 2, known 1\); update"):
+        load_checkpoint(file)
     script = tmp_path / "script.pt"
     write_zip(script, b"")
     with zipfile.ZipFile(script, "a") as archive:

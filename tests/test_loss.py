@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.loss import ComputeJointLoss, ComputeLoss, FocalLoss, image_loss, smooth_bce
+from utils.loss import ComputeJointLoss, ComputeLoss, FocalLoss, image_loss, scale_gains, smooth_bce
 
 HYP = {"box": 0.05, "obj": 1.0, "cls": 0.5, "cls_pw": 1.0, "obj_pw": 1.0, "anchor_t": 4.0, "fl_gamma": 0.0}
 ANCHORS_P5 = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
@@ -242,3 +242,17 @@ def test_joint_loss_of_a_batch_without_labels():
     assert losses.present == {"det": False, "image": False}
     assert losses.parts["image"] == 0 and losses.parts["box"] == 0 and losses.parts["obj"] > 0
     assert all(torch.isfinite(x.grad).all() for x in (*p, logits))
+
+
+def test_gains_are_scaled_to_levels_classes_and_pixels():
+    model = SimpleNamespace(detect=SimpleNamespace(nl=4), nc=20)
+    scaled = scale_gains({"box": 0.05, "cls": 0.5, "obj": 1.0}, model, 1280, 0.1)
+    assert scaled == pytest.approx({"box": 0.0375, "cls": 0.09375, "obj": 3.0, "label_smoothing": 0.1})
+
+
+def test_the_image_label_smoothing_is_the_hyperparameters():
+    network = head(cls_nc=3)
+    network.hyp = network.hyp | {"image_label_smoothing": 0.1}
+    logits, targets = torch.tensor([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]]), torch.eye(3)[:2]
+    losses = ComputeJointLoss(network)((maps(), logits), TARGETS, targets)
+    assert losses.parts["image"].item() == pytest.approx(image_loss(logits, targets, 0.1).item())

@@ -220,3 +220,14 @@ def test_image_metrics_without_known_labels_are_none():
     json.dumps(out)
     with pytest.raises(ValueError, match="image classes"):
         metrics.update(torch.zeros(1, 3), torch.zeros(1, 3))
+
+
+def test_equal_confidences_keep_the_order_of_the_detections():
+    tp, conf, cls = np.array([[True], [False]]), np.array([0.5, 0.5]), np.zeros(2)
+    first, second = (M.ap_per_class(hits, conf, cls, np.zeros(1)).ap[0, 0] for hits in (tp, tp[::-1]))
+    assert first > second
+
+
+def test_equal_scores_count_half_in_auroc():
+    assert M.auroc(np.array([0.5, 0.5]), np.array([True, False])) == 0.5
+    assert M.auroc(np.array([0.2, 0.5, 0.5, 0.9]), np.array([False, True, False, True])) == 0.875

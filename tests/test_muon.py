@@ -104,3 +104,19 @@ def test_transferred_weights_take_smaller_steps_also_after_resume():
     resumed.load_state_dict(optimizer.state_dict())
     taken, new = step(resumed, model)
     assert taken / new == pytest.approx(FINE_TUNING, rel=0.1)
+
+
+def test_orthogonal_steps_are_those_of_the_docstring():
+    """Nesterov momentum, the factor of the shape, and the share of a tensor, which its decay has too."""
+    torch.manual_seed(0)
+    w, lr, mu, decay, share = nn.Parameter(torch.randn(6, 2)), 0.1, 0.9, 0.01, 0.5
+    optimizer = Muon([{"params": [w], "orthogonal": True}], lr=lr, momentum=mu, weight_decay=decay)
+    optimizer.state[w]["share"] = share
+    want, v = w.detach().clone(), torch.zeros(6, 2)
+    for _ in range(3):
+        g = w.grad = torch.randn(6, 2)
+        v = mu * v + (1 - mu) * g
+        d = (1 - mu) * g + mu * v
+        want = want * (1 - lr * decay * share) - lr * share * 2 * (6 / 2) ** 0.5 * orthogonalize(d)
+        optimizer.step()
+        assert torch.allclose(w, want, atol=1e-5)

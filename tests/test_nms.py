@@ -122,3 +122,9 @@ def test_no_candidates_half_precision_and_tuple():
 def test_bad_threshold_is_an_error():
     with pytest.raises(ValueError, match="confidence threshold"):
         non_max_suppression(torch.zeros(1, 1, 6), conf_thres=1.2)
+
+
+def test_classes_do_not_meet_left_of_the_picture():
+    """They are told apart by moving them; boxes may begin below 0."""
+    boxes = torch.tensor([[95.0, 5, 10, 10, 0.9, 1, 0], [-5.0, 5, 10, 10, 0.8, 0, 1]])[None]
+    assert len(non_max_suppression(boxes)[0]) == 2

@@ -193,7 +193,7 @@ def make_engine(hyp, model=None, batches=6, **kwargs) -> Engine:
     optimizer = build_optimizer(all_of(model))
     schedule = Schedule(hyp, 4, batches, 16, warmup_batches=0)
     average = ModelEMA(model, *ema_constants(schedule.steps))
-    return Engine(model, optimizer, schedule, Sum(), CPU, ema=average, **kwargs)
+    return Engine(model, optimizer, schedule, Sum(), CPU, average, **kwargs)
 
 
 def batch_loss(engine: Engine, n: int) -> torch.Tensor:
@@ -350,3 +350,11 @@ def test_a_signal_during_validation_stops_after_the_epoch_is_saved(hyp):
     with pytest.raises(KeyboardInterrupt):
         fit(engine, 3, train_epoch, evaluate, lambda *_: None, save, EarlyStopping())
     assert trained == [0] and saved == [-1, 0]
+
+
+def test_the_average_has_running_statistics_too():
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    average = ModelEMA(model, 0.5, 1e-9)
+    model[0].running_mean.fill_(4.0)
+    average.update()
+    assert average.model[0].running_mean.tolist() == [2.0, 2.0]

@@ -16,7 +16,7 @@ import check_data
 import train_joint
 from utils.dataset.config import load_data_config
 from utils.dataset.scan import DatasetIndex, scan_dataset
-from utils.dataset.split import box_classes, find_groups, grouped_parts, need_groups
+from utils.dataset.split import box_classes, find_groups, grouped_parts, leaking_groups, need_groups
 from utils.system.yamls import load_yaml, save_yaml
 
 PATIENT = r"^(p\d+)_"
@@ -238,3 +238,7 @@ def test_training_warns_where_groups_leak(tmp_path, capsys):
     train_joint.run(data=str(yaml), project=str(tmp_path), noplots=True, group_regex="^q", **options)
     said = capsys.readouterr().out
     assert "the group '^q' is found in no training picture's name" in said and "are in train and in val" not in said
+
+
+def test_pictures_without_a_group_are_no_leak():
+    assert leaking_groups(["a.jpg", "p1_1.jpg"], ["b.jpg", "p1_2.jpg"], r"^(p\d)_") == ["p1"]

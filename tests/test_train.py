@@ -30,6 +30,7 @@ from utils.system.paths import ROOT
 from utils.system.yamls import load_yaml, save_yaml
 from utils.training.evolve import evolve, read_history
 from utils.training.options import Options
+from utils.weights import checkpoint
 from utils.weights.checkpoint import load_checkpoint
 
 
@@ -178,7 +179,7 @@ def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch
         options["weights"] = request.getfixturevalue("trained") / "weights/last.pt"
         train(data, tiny_cfg, tmp_path, name="uncut", **options)
     whole = tmp_path / "uncut" if tuning else request.getfixturevalue("uncut")
-    saved = train_joint.save_checkpoint
+    saved = checkpoint.save_checkpoint
     calls = []
 
     def cut(path, state):  # as if the machine had gone down after a save: of the start, the first epoch, the last one
@@ -188,10 +189,10 @@ def test_resumed_run_follows_the_uncut_one(data, tiny_cfg, tmp_path, monkeypatch
             if len(calls) == at:
                 raise OSError("cut")
 
-    monkeypatch.setattr(train_joint, "save_checkpoint", cut)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", cut)
     with pytest.raises(OSError, match="cut"):
         train(data, tiny_cfg, tmp_path, name="cut", **options)
-    monkeypatch.setattr(train_joint, "save_checkpoint", saved)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", saved)
     train_joint.main(train_joint.parse_opt(["--resume", str(tmp_path / "cut/weights/last.pt"), "--device", "cpu"]))
     assert [r["epoch"] for r in history(tmp_path / "cut")] == [0, 1]
     for a, b in zip(history(whole), history(tmp_path / "cut"), strict=True):
@@ -380,7 +381,7 @@ def test_resume_auto_goes_on_with_the_unfinished_run_or_starts_one(data, tiny_cf
         if len(calls) == 2:
             raise OSError("cut")
 
-    monkeypatch.setattr(train_joint, "save_checkpoint", cut)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", cut)
     with pytest.raises(OSError, match="cut"):
         train(data, tiny_cfg, tmp_path, **options)
     left = tmp_path / "exp/weights/.last.pt.123-abc.tmp"  # of a process that was killed while it wrote
@@ -452,14 +453,14 @@ def test_two_runs_of_one_name_have_a_folder_each(data, tiny_cfg, tmp_path, monke
 
 @pytest.mark.slow
 def test_a_full_disk_is_told_in_a_sentence(data, tiny_cfg, tmp_path, monkeypatch):
-    saved = train_joint.save_checkpoint
+    saved = checkpoint.save_checkpoint
 
     def full(path, state):
         if state["epoch"] >= 0:
             raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
         saved(path, state)
 
-    monkeypatch.setattr(train_joint, "save_checkpoint", full)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
     with pytest.raises(
         OSError, match=r"epoch 0 could not be saved in .*weights \(.*write failed\); the .*last.pt of before"
     ):

@@ -167,10 +167,10 @@ def perspective_matrix(
 
 
 def warp_image(
-    im: np.ndarray, matrix: np.ndarray, out_wh: tuple[int, int], flags: int = cv2.INTER_LINEAR
+    im: np.ndarray, matrix: np.ndarray, out_wh: tuple[int, int], flags: int = cv2.INTER_LINEAR, fill: int = FILL
 ) -> np.ndarray:
-    """Warps a picture by a homogeneous matrix [3, 3]; what no pixel falls on is grey."""
-    border = (FILL,) * 3
+    """Warps a picture by a homogeneous matrix [3, 3]; `fill` is where no pixel falls."""
+    border = (fill,) * 3
     if (matrix[2, :2] == 0).all():
         return cv2.warpAffine(im, matrix[:2] / matrix[2, 2], out_wh, flags=flags, borderValue=border)
     return cv2.warpPerspective(im, matrix, out_wh, flags=flags, borderValue=border)
@@ -340,10 +340,7 @@ def visible_areas(rectangles: np.ndarray, matrix: np.ndarray, out_wh: tuple[int,
 
 def owner_areas(owner: np.ndarray, count: int, matrix: np.ndarray, out_wh: tuple[int, int]) -> np.ndarray:
     """Pixels [count] of the output that show each picture, counted; owner uint8 [h, w] holds its number, 255: none."""
-    if (matrix[2, :2] == 0).all():
-        warped = cv2.warpAffine(owner, matrix[:2] / matrix[2, 2], out_wh, flags=cv2.INTER_NEAREST, borderValue=255)
-    else:
-        warped = cv2.warpPerspective(owner, matrix, out_wh, flags=cv2.INTER_NEAREST, borderValue=255)
+    warped = warp_image(owner, matrix, out_wh, cv2.INTER_NEAREST, 255)
     return np.bincount(warped.ravel(), minlength=256)[:count].astype(np.float64)
 
 

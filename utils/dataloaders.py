@@ -33,8 +33,6 @@ from utils.results.loaders import VID_FORMATS, LoadImages, LoadScreenshots, Load
 from utils.system.machine import core_count
 from utils.system.process import fitting_workers, processes_here
 
-IMAGE_MIXES = ("area", "same_class")
-
 # image uint8 [3, h, w] RGB, targets [n, 6], image target [cls_nc], path, shapes
 Item = tuple[torch.Tensor, torch.Tensor, torch.Tensor, str, tuple | None]
 
@@ -98,8 +96,6 @@ class JointDataset(Dataset):
             raise ValueError(f"{prefix}: image class {highest} in the labels, but cls_nc is {cls_nc}")
         self.hyp = dict(hyp or {})
         self.image_mix = str(self.hyp.get("image_mix", "area"))
-        if self.image_mix not in IMAGE_MIXES:
-            raise ValueError(f"image_mix is {self.image_mix!r}: it can be one of {', '.join(IMAGE_MIXES)}")
         self.imgsz, self.augment, self.rect, self.quad = imgsz, augment, rect, quad
         self.batch_size, self.stride, self.cls_nc, self.seed = batch_size, stride, cls_nc, seed
         self.batch_shapes: np.ndarray | None = None  # int [batches, 2] height, width
@@ -352,7 +348,6 @@ def create_dataloader(
     weighted: bool = False,
     nc: int | None = None,
     once: bool = False,
-    pin_memory: bool | None = None,
     prefix: str = "",
 ) -> tuple[JointLoader, JointDataset]:
     """Loader and data set of a split. Training: augment, shuffle. Validation: rect, pad 0.5.
@@ -365,7 +360,6 @@ def create_dataloader(
             process makes as many batches, of pictures of which some come up twice.
         weighted: `--image-weights`; the weights are those of class frequency until `set_weights` is called.
         nc: object classes, for the first weights.
-        pin_memory: None: where there is a CUDA device.
 
     See `JointDataset` for the others. A batch is what `collate` returns.
     """
@@ -384,7 +378,7 @@ def create_dataloader(
     )  # fmt: skip
     loader = JointLoader(
         dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory, persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
     )  # fmt: skip
     if weighted:
         loader.set_weights(image_weights(index, nc or int(index.objects[:, 0].max(initial=0)) + 1))

@@ -113,8 +113,7 @@ class ComputeLoss:
                 pred = torch.cat(rows).float()
                 level_mean = torch.cat([pred.new_full((n,), 1 / max(n, 1)) for n in match.counts])
                 half = pred[:, :4].sigmoid() * 2
-                # A side that underflowed to 0 would make the aspect term of CIoU NaN.
-                wh = (half[:, 2:].square() * match.anchor_wh).clamp_min(1e-7)
+                wh = half[:, 2:].square() * match.anchor_wh
                 iou = bbox_iou(torch.cat((half[:, :2] - 0.5, wh), 1), match.box, CIoU=True).reshape(-1)
                 box = ((1.0 - iou) * level_mean).sum()
                 quality = iou.detach().clamp_min(0)

@@ -131,10 +131,10 @@ class ExportedModel(nn.Module):
         return [a.to(self.device).float() for a in answers[: 2 if self.cls_nc else 1]]
 
 
-# Readers: (path, device, fuse) → ExportedModel ------------------------------------------------------------------------
+# Readers: (path, device) → ExportedModel ------------------------------------------------------------------------------
 
 
-def read_torchscript(path: Path, device: torch.device, fuse: bool = True) -> ExportedModel:
+def read_torchscript(path: Path, device: torch.device) -> ExportedModel:
     """A TorchScript file. Its code is checked before PyTorch loads it, see `utils.weights.torchscript`.
 
     Raises:
@@ -183,7 +183,7 @@ def _takes_any_size(model: ExportedModel, metadata: Metadata) -> bool:
     return 16 * small == 6 * large
 
 
-def read_onnx(path: Path, device: torch.device, fuse: bool = True) -> ExportedModel:
+def read_onnx(path: Path, device: torch.device) -> ExportedModel:
     """An ONNX file, run by ONNX Runtime. It is read as one file.
 
     Raises:
@@ -228,7 +228,7 @@ def read_onnx(path: Path, device: torch.device, fuse: bool = True) -> ExportedMo
     return ExportedModel(path, compute, metadata, imgsz, batch, columns, device, dtype)
 
 
-def read_onnx_opencv(path: Path, device: torch.device, fuse: bool = True) -> ExportedModel:
+def read_onnx_opencv(path: Path, device: torch.device) -> ExportedModel:
     """An ONNX file, run by OpenCV on the processor.
 
     Raises:
@@ -275,7 +275,7 @@ def read_onnx_opencv(path: Path, device: torch.device, fuse: bool = True) -> Exp
     return ExportedModel(path, compute, metadata, imgsz, shape[0], columns, device)
 
 
-def read_openvino(path: Path, device: torch.device, fuse: bool = True, exact: bool = False) -> ExportedModel:
+def read_openvino(path: Path, device: torch.device, exact: bool = False) -> ExportedModel:
     """A folder that OpenVINO runs, or the .xml in it. It computes on the processor.
 
     Args:

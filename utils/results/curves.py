@@ -1,4 +1,4 @@
-"""Diagrams: training curves, precision and recall, confusion matrices and label statistics.
+"""Diagrams: training curves, precision and recall, confusion matrices.
 
 Every figure is made from matplotlib's `Figure` and Agg canvas directly, never through pyplot: the user's backend, open
 figures and settings stay as they are, and the functions may run in a worker thread. Each `plot_*` function makes the

@@ -30,9 +30,9 @@ class ModelEMA:
     closely at the start of a run. Integer buffers keep the value that they had at the start.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0) -> None:
+    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay, self.tau, self.updates = decay, tau, updates
+        self.decay, self.tau, self.updates = decay, tau, 0
         # the tensors of both sides are paired once: both modules keep theirs for life
         live, mean = model.state_dict(), self.model.state_dict()
         once = {v.data_ptr() or k: k for k, v in mean.items()}.values()  # one that layers share has a name in each

@@ -46,8 +46,8 @@ class Engine:
         optimizer: As `utils.training.optim.build_optimizer` makes it.
         schedule: Learning rates, momentum and accumulation by batch number.
         balancer: Turns task losses into gradients.
+        ema: The model's weight average, which follows each step.
         amp_dtype: Autocast type; None is float32. float16 brings a gradient scaler.
-        ema: The model's weight average, which follows each step; None: there is none.
         max_norm: Gradients are clipped to this norm.
         parts: Parameters that no common gradient reaches, each part clipped by its own norm, so that one cannot
             shorten the steps of another; None: all are one part.
@@ -60,8 +60,8 @@ class Engine:
         schedule: Schedule,
         balancer: Balancer,
         device: torch.device,
+        ema: ModelEMA,
         amp_dtype: torch.dtype | None = None,
-        ema: ModelEMA | None = None,
         max_norm: float = 10.0,
         world: World | None = None,
         parts: Sequence[Sequence[nn.Parameter]] | None = None,
@@ -138,7 +138,7 @@ class Engine:
         self.balancer.step(stepped)
         self.optimizer.zero_grad(set_to_none=True)
         self._pending = 0
-        if self.ema and stepped:
+        if stepped:
             self.ema.update()
 
     def state_dict(self) -> dict:
@@ -147,7 +147,7 @@ class Engine:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "balancer": self.balancer.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
+            "ema": self.ema.state_dict(),
             "rng": rng_state(self.device),
         }
 
@@ -163,8 +163,7 @@ class Engine:
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.balancer.load_state_dict(state["balancer"])
-        if self.ema and state.get("ema"):
-            self.ema.load_state_dict(state["ema"])
+        self.ema.load_state_dict(state["ema"])
         set_rng_state(state["rng"], self.device)
 
 

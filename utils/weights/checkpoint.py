@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePath
@@ -88,6 +88,24 @@ def copy_checkpoint(source: str | Path, target: str | Path) -> None:
     """Copy a checkpoint file; like a save, it appears under its name only when it is whole."""
     with whole_file(Path(target)) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def save_epoch(folder: Path, names: Sequence[str], checkpoint: Mapping[str, Any]) -> None:
+    """A run's state after an epoch (-1: at its start) as `NAME.pt` for each name, the first written, the others copied.
+
+    Raises:
+        OSError: The disk is full, say; the message tells what stands.
+    """
+    first, *others = (folder / f"{name}.pt" for name in names)
+    try:
+        save_checkpoint(first, checkpoint)
+        for file in others:
+            copy_checkpoint(first, file)
+        if checkpoint["epoch"] < 0:  # of an earlier run in this folder (--exist-ok): it would pass for this one's
+            (folder / "best.pt").unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
+        stands = f"the {first} of before stands" if first.exists() else "no checkpoint was saved before"
+        raise OSError(f"epoch {checkpoint['epoch']} could not be saved in {folder} ({error}); {stands}") from error
 
 
 def refuse_exported(path: Path) -> None:

@@ -311,10 +311,9 @@ def _read_stream(path: Path) -> Any:
                 if numel < 0 or free < 0:
                     raise ValueError("storages larger than the file")
                 storages[key] = _Storage(torch.zeros(numel, dtype=dtype))
-            if view is None:
-                return storages[key]
-            _, offset, length = view
-            return _Storage(storages[key].data[offset : offset + length])
+            if view is not None:  # of PyTorch before 0.4; strides would count from its base
+                raise ValueError("a view of a storage")
+            return storages[key]
 
         content = _Unpickler(file, load_storage).load()
         for key in _Unpickler(file).load():
