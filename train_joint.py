@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 
 from utils.balancing.options import add_balancer_arguments
 from utils.system.arguments import MEASURED, check_ranges, filled_in, parse_words
@@ -117,7 +118,7 @@ def train(opt: Options, hyp: dict, resumed: Checkpoint | None = None) -> dict:
         keeping = {"every_epoch": not opt.nosave, "period": opt.save_period}
         trained = fit(engine, opt.epochs, epoch_of, evaluate, record, save, stopper, first_epoch, **keeping)
     except (KeyboardInterrupt, NonFiniteLoss):
-        say(f"Continue from its start with: python train_joint.py --resume {run.weights_dir / 'last.pt'}")
+        say(f"Continue from its start with: python train_joint.py --resume {quote(str(run.weights_dir / 'last.pt'))}")
         raise
     leave_world(run.world)
     say(f"\n{trained} epochs in {(time.perf_counter() - began) / 3600:.3f} h")

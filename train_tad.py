@@ -37,7 +37,13 @@ def parse_opt(args: list[str] | None = None) -> argparse.Namespace:
     )
     add("--amp", choices=AMP_CHOICES, default="auto", help="auto: float16 on CUDA, bfloat16 on processors that have it")
     add("--device", default="", help="cpu, 0, 0,1, mps; empty is the best there is")
-    add("--resume", nargs="?", const=True, default=False, help="continue the latest run, or the given last.pt")
+    add(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        help="continue the latest run of --project, or the given last.pt",
+    )
     add("--patience", type=int, default=0, help="stop after this many epochs without a better mAP; 0 never")
     add("--save-period", type=int, default=0, help="also keep a checkpoint every N epochs")
     add("--strict", action="store_true", help="stop if any video or event had to be left out")

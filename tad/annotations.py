@@ -154,6 +154,8 @@ def _event(name: str, number: int, row: object, duration: float, problems: list[
     elif label != AMBIGUOUS:
         if start < 0:
             problems.append(f"{where}: begins at {start:g} s, before the video; taken from 0")
+        if end > 1.02 * duration:  # by less where frames are rounded to seconds
+            problems.append(f"{where}: ends at {end:g} s, after the video's end {duration:g} s; taken as it is")
         return Event(max(start, 0.0), end, label)
     return None
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import nn
@@ -175,6 +176,8 @@ def prepare(run: Run, resumed: Checkpoint | None) -> tuple[TadModel, object, obj
             say("WARNING: no --weights: the frozen backbone keeps random weights and learns nothing; give VideoMAE's")
     model.backbone.checkpointing = opt.checkpointing == "on" or (opt.checkpointing == "auto" and c.dim >= CHECKPOINTED)
     dataset = WindowSet(run.data, c, train=True, cache=opt.cache, threads=numbers.threads, seed=opt.seed)
+    if without := sum(not record.events for record in run.data.records("train")):
+        say(f"{without} training video(s) without an event: nothing can be learnt from them, they are left out")
     loader = create_loader(
         dataset, numbers.batch // world.size, numbers.workers, numbers.prefetch, world.rank, world.size
     )
@@ -261,7 +264,7 @@ def train(run: Run, resumed: Checkpoint | None = None) -> dict:
             first_epoch, period=run.opt.save_period,
         )  # fmt: skip
     except (KeyboardInterrupt, NonFiniteLoss):
-        say(f"Continue from its start with: python train_tad.py --resume {run.weights_dir / 'last.pt'}")
+        say(f"Continue from its start with: python train_tad.py --resume {quote(str(run.weights_dir / 'last.pt'))}")
         raise
     say(f"\n{count} epochs in {(time.perf_counter() - began) / 60:.2f} min")
     return finish(run, logger, len(loader.dataset.records), watched, truth)

@@ -192,6 +192,10 @@ GOOD = {"subset": "training", "duration": 10.0, "frame": 300, "annotations": [{"
         ({"annotations": [{"segment": [-1, 2], "label": "a"}]}, "begins at -1 s, before the video; taken from 0"),
         ({"annotations": [{"segment": [-2, -1], "label": "a"}]}, "ends at -1 s, before the video; left out"),
         ({"annotations": [{"segment": [11, 12], "label": "a"}]}, "after the video's end 10 s"),
+        (
+            {"annotations": [{"segment": [1, 99], "label": "a"}]},
+            "after the video's end 10 s; taken as it is",
+        ),
         ({"annotations": [{"segment": [1], "label": "a"}]}, "no segment [start, end]"),
         ({"annotations": [{"segment": [1, "x"], "label": "a"}]}, "segment [1, 'x'] with label 'a'"),
         ({"annotations": [{"segment": [1, 2]}]}, "with label None"),

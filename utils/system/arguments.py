@@ -61,7 +61,7 @@ RANGES: Mapping[str, Range] = {
     "val_share": _SHARE,
     "folds": Range(2, 1000),
     "task_weights": Range(0, 1e6),
-    "task_priorities": Range(0, 1e6),
+    "task_priorities": Range(1e-6, 1e6),
     "gradnorm_alpha": Range(0, 1000),
     "gradnorm_lr": Range(0, 1e6),
     "gradnorm_freeze": Range(-1, 1e7),
