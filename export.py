@@ -13,10 +13,9 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 
 from utils.system.arguments import check_ranges, parse_words
-from utils.system.paths import ROOT
+from utils.system.paths import ROOT, pasted
 
 
 def parse_opt(args: list[str] | bool | None = None, known: bool = False) -> argparse.Namespace:
@@ -168,7 +167,7 @@ def run(
         say(f"{name}: {file}, {megabytes:.1f} MB, {time.perf_counter() - start:.1f} s")
         say(f"  largest difference from PyTorch: {difference}")
     say(f"Export complete in {time.perf_counter() - began:.1f} s")
-    if runnable := [quote(str(file)) for file in written if file.suffix != ".pt"]:
+    if runnable := [pasted(file) for file in written if file.suffix != ".pt"]:
         say(f"Detect:    python detect.py --weights {runnable[-1]} --img {' '.join(map(str, size))} --source …")
         say(f"Validate:  python val_joint.py --weights {runnable[-1]} --img {size[0]} --data …")
     return written

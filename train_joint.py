@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from shlex import quote
 
 from utils.balancing.options import add_balancer_arguments
 from utils.system.arguments import MEASURED, check_ranges, filled_in, parse_words
@@ -47,7 +46,7 @@ from utils.results.curves import plot_results
 from utils.results.label_figures import plot_labels
 from utils.system.command_line import one_sentence
 from utils.system.devices import broadcast_object, data_parallel, device_ids, leave_world
-from utils.system.paths import ROOT, find_file
+from utils.system.paths import ROOT, find_file, pasted
 from utils.system.process import launch_per_gpu
 from utils.system.voice import say
 from utils.system.yamls import save_yaml
@@ -118,7 +117,7 @@ def train(opt: Options, hyp: dict, resumed: Checkpoint | None = None) -> dict:
         keeping = {"every_epoch": not opt.nosave, "period": opt.save_period}
         trained = fit(engine, opt.epochs, epoch_of, evaluate, record, save, stopper, first_epoch, **keeping)
     except (KeyboardInterrupt, NonFiniteLoss):
-        say(f"Continue from its start with: python train_joint.py --resume {quote(str(run.weights_dir / 'last.pt'))}")
+        say(f"Continue from its start with: python train_joint.py --resume {pasted(run.weights_dir / 'last.pt')}")
         raise
     leave_world(run.world)
     say(f"\n{trained} epochs in {(time.perf_counter() - began) / 3600:.3f} h")

@@ -36,7 +36,8 @@ def build_model(
 
     Raises:
         FileNotFoundError: No such yaml or weights.
-        ValueError: The model has an image branch and the data no image classes, or the yaml cannot be built.
+        ValueError: The model has an image branch and the data no image classes, the yaml cannot be built, or every
+            layer is frozen.
     """
     taken: list[str] = []
     checkpoint = resumed or (load_checkpoint(find_weights(opt.weights)) if opt.weights else None)

@@ -104,7 +104,7 @@ def start(opt: Options, hyp: dict, resumed: Checkpoint | None) -> tuple[Run, Mod
     stride = model.multiple
     imgsz = check_img_size(opt.imgsz, stride, floor=2 * stride)
     if imgsz != opt.imgsz:
-        say(f"--imgsz {opt.imgsz}: {imgsz} is used, a multiple of the stride {stride}")
+        say(f"--imgsz {opt.imgsz}: {imgsz} is used, a multiple of the stride {stride}, twice it at least")
     precision = amp_dtype(device, opt.amp)
     batch_size = opt.batch_size
     if batch_size == -1:

@@ -163,13 +163,14 @@ def assign_subsets(
     told: dict[str, str] = {}
     for name, subset in given:
         if told.setdefault(groups[name], subset) != subset:
-            raise ValueError(f"{name}: its group {groups[name]} is in the subsets {told[groups[name]]} and {subset}")
+            whose = f"its group {groups[name]}" if group else "it"
+            raise ValueError(f"{name}: {whose} is in the subsets {told[groups[name]]} and {subset}")
     return {name: (subsets | told)[groups[name]] for name in names}
 
 
-def second_of(frame: float, fps: float, frames: int, duration: float) -> float:
+def second_of(frame: float, frames: int, duration: float) -> float:
     """The second of a frame, to four digits, from which training, which rounds down, finds that frame again."""
-    second = round(frame / fps, 4)
+    second = round(frame * duration / frames, 4)
     return second if second / duration * frames >= frame else round(second + 1e-4, 4)
 
 
@@ -196,7 +197,7 @@ def convert(rows: list[Row], videos: Path, share: float = 0.0, group: str = "", 
     for name, file in files.items():
         try:
             with VideoFile(file) as video:
-                duration, frames, fps = round(video.duration, 4), video.frames, video.fps
+                duration, frames = round(video.duration, 4), video.frames
         except ValueError as e:
             if any(other == name for other, _ in named):
                 raise
@@ -206,11 +207,13 @@ def convert(rows: list[Row], videos: Path, share: float = 0.0, group: str = "", 
         for row in (row for other, row in named if other == name):
             ends = row.start, row.end
             if row.in_frames:
-                ends = (second_of(frame, fps, frames, duration) for frame in ends)
+                ends = (second_of(frame, frames, duration) for frame in ends)
             start, end = ends
             events.append({"segment": [round(start, 4), round(min(end, duration), 4)], "label": row.label})
         record = {"subset": subsets[name], "duration": duration, "frame": frames, "annotations": events}
         database[name] = record
+    if not database:
+        raise ValueError(f"{videos}: none of its videos can be read")
     return {"database": database}
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from shlex import quote
 
 import torch
 from torch import nn
@@ -38,6 +37,7 @@ from utils.system.devices import (
     leave_world,
     peak_memory_gb,
 )
+from utils.system.paths import pasted
 from utils.system.process import SafeStop
 from utils.system.voice import say
 from utils.training.average import ModelEMA
@@ -264,7 +264,7 @@ def train(run: Run, resumed: Checkpoint | None = None) -> dict:
             first_epoch, period=run.opt.save_period,
         )  # fmt: skip
     except (KeyboardInterrupt, NonFiniteLoss):
-        say(f"Continue from its start with: python train_tad.py --resume {quote(str(run.weights_dir / 'last.pt'))}")
+        say(f"Continue from its start with: python train_tad.py --resume {pasted(run.weights_dir / 'last.pt')}")
         raise
     say(f"\n{count} epochs in {(time.perf_counter() - began) / 60:.2f} min")
     return finish(run, logger, len(loader.dataset.records), watched, truth)

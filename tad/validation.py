@@ -17,6 +17,7 @@ from tad.memory import Loading
 from tad.metrics import Scores, clean_truth, error_kinds, evaluate, recall
 from tad.plots import plot_errors, plot_map
 from tad.predict import predict_set
+from tad.video import SUFFIXES
 from utils.results.timelines import Event, plot_timelines
 from utils.system.devices import World
 from utils.system.files import whole_file
@@ -48,8 +49,9 @@ def of_videos(results: Mapping[str, list[Event]], names: Collection[str], file: 
     """
     found: dict[str, list[Event]] = {}
     for key, events in results.items():
-        stem = PurePosixPath(key.replace("\\", "/")).stem
-        name = stem if key not in names and stem in names else key
+        path = PurePosixPath(key.replace("\\", "/"))
+        bare = path.stem if path.suffix.lower() in SUFFIXES else path.name
+        name = bare if key not in names and bare in names else key
         if name in found:
             raise ValueError(f"{file}: has results of the video {name} twice")
         found[name] = events

@@ -149,9 +149,9 @@ def read_tensors(file: str | Path) -> dict:
         FileNotFoundError, ValueError: One sentence that names the file.
     """
     file = Path(file)
+    refuse_exported(file)
     if not file.is_file():
         raise FileNotFoundError(f"weights {file} are not there")
-    refuse_exported(file)
     if file.suffix == ".safetensors" or not begins_as_zip(file) and _is_safetensors(file):
         return _read_safetensors(file)
     return read_pickled(file)

@@ -88,7 +88,7 @@ def test_exported_files_are_called_so(tmp_path, name):
         (file / "w.xml").write_text("<net/>")
     draw_set(tmp_path / "set", pictures=1)
     options = ["--data", str(tmp_path / "set" / "set.yaml"), "--project", str(tmp_path / "runs"), "--device", "cpu"]
-    wanted = rf"{name} is an exported file, which runs but cannot be trained: give the .pt it was made from"
+    wanted = rf"{name} is an exported file, and a checkpoint is needed here: give the .pt it was made from"
     for call in (
         lambda: load_checkpoint(file),
         lambda: strip_checkpoint(file),

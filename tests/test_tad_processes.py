@@ -12,8 +12,8 @@ from tad_golden import clip, small_model
 from tad_set import make_set
 from two_processes import command, run_as_two
 
-import tad.training
 from utils.system.devices import data_parallel, init_world
+from utils.weights import checkpoint
 from utils.weights.checkpoint import load_checkpoint
 
 
@@ -25,15 +25,15 @@ def results(folder: Path) -> tuple[dict, dict]:
 
 def keep_first_epoch(kept: Path, args: list[str]) -> dict:
     """Train; `last.pt` as it is after the first epoch is copied to `kept`."""
-    saved = tad.training.save_checkpoint
+    saved = checkpoint.save_checkpoint
 
     def save(file: Path, record: dict) -> None:
         saved(file, record)
-        if record["epoch"] == 0:
+        if record["epoch"] == 0 and record["train_state"]:  # stripping saves, too
             shutil.copy(file, kept)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tad.training, "save_checkpoint", save)
+        patch.setattr(checkpoint, "save_checkpoint", save)
         return command("train_tad", args)
 
 

@@ -85,6 +85,9 @@ def test_validation_repeats_the_figures_of_the_run(trained, data, tmp_path):
 def test_results_belong_to_videos_by_name_or_path(capsys):
     event = [Event(0, 1, "a", 0.5)]
     assert of_videos({"x/v1.mp4": event, "v.2": event}, {"v1", "v.2"}, "f") == {"v1": event, "v.2": event}
+    assert of_videos({"x/v.2": event}, {"v.2"}, "f") == {"v.2": event}
+    assert list(of_videos({"v1": event, "v1.5": event}, {"v1"}, "f")) == ["v1", "v1.5"]
+    assert "f: 1 of its 2 videos, such as v1.5, are none" in "".join(capsys.readouterr())
     assert list(of_videos({"v1": event, "w": event}, {"v1"}, "f")) == ["v1", "w"]
     assert "f: 1 of its 2 videos, such as w, are none of the 1 to judge by" in "".join(capsys.readouterr())
     with pytest.raises(ValueError, match="f: 1 of its 1 videos, such as w, are none of the 1 to judge by, such as v1"):

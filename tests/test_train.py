@@ -26,7 +26,7 @@ from models.run import build_engine, find_resumed, start
 from models.training import resize_batch, to_training
 from models.yolo import Model
 from utils.dataset.config import load_hyp
-from utils.system.paths import ROOT
+from utils.system.paths import ROOT, pasted
 from utils.system.yamls import load_yaml, save_yaml
 from utils.training.evolve import evolve, read_history
 from utils.training.options import Options
@@ -367,13 +367,13 @@ def test_a_run_is_saved_before_its_first_batch_over_an_older_one(data, tiny_cfg,
     checkpoint = load_checkpoint(last)
     assert checkpoint.train_state is not None and checkpoint.epoch == -1
     assert [f.name for f in last.parent.iterdir()] == ["last.pt"]  # nothing that passes for this run's best
-    assert f"Continue from its start with: python train_joint.py --resume {last}" in capsys.readouterr().out
+    assert f"Continue from its start with: python train_joint.py --resume {pasted(last)}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_resume_auto_goes_on_with_the_unfinished_run_or_starts_one(data, tiny_cfg, tmp_path, monkeypatch):
     options = {"epochs": 2, "noplots": True, "resume": "auto"}
-    saved, calls = train_joint.save_checkpoint, []
+    saved, calls = checkpoint.save_checkpoint, []
 
     def cut(path, state):
         saved(path, state)

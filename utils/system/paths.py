@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import glob
 import os
+import shlex
+import subprocess
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -52,6 +54,11 @@ def find_file(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
         candidates += [Path(p) for p in patterns]
     tried = "\n  ".join(str(c.absolute()) for c in dict.fromkeys(candidates))
     raise FileNotFoundError(f"'{name}' not found. Tried:\n  {tried}")
+
+
+def pasted(path: str | Path) -> str:
+    """A path as the console of this system takes it."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 class UniqueStems:

@@ -97,21 +97,24 @@ def save_epoch(folder: Path, names: Sequence[str], checkpoint: Mapping[str, Any]
         OSError: The disk is full, say; the message tells what stands.
     """
     first, *others = (folder / f"{name}.pt" for name in names)
+    written = False
     try:
         save_checkpoint(first, checkpoint)
+        written = True
         for file in others:
             copy_checkpoint(first, file)
         if checkpoint["epoch"] < 0:  # of an earlier run in this folder (--exist-ok): it would pass for this one's
             (folder / "best.pt").unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
         stands = f"the {first} of before stands" if first.exists() else "no checkpoint was saved before"
+        stands = f"{first} is whole" if written else stands
         raise OSError(f"epoch {checkpoint['epoch']} could not be saved in {folder} ({error}); {stands}") from error
 
 
 def refuse_exported(path: Path) -> None:
     """Raises ValueError where a file, or a folder, is a network that was exported."""
     if (path.suffix.lower() in EXPORTED and path.exists()) or (path.is_dir() and any(path.glob("*.xml"))):
-        raise ValueError(f"{path} is an exported file, which runs but cannot be trained: give the .pt it was made from")
+        raise ValueError(f"{path} is an exported file, and a checkpoint is needed here: give the .pt it was made from")
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
