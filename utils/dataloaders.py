@@ -25,6 +25,7 @@ from utils.augmentations import (
     visible_areas,
 )
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
+from utils.dataset.config import HYP_CHOICES
 from utils.dataset.pictures import IMG_FORMATS  # noqa: F401 - YOLOv5 has this and the loaders here
 from utils.dataset.samplers import EpochBatchSampler, Key, image_weights
 from utils.dataset.scan import DatasetIndex
@@ -96,6 +97,8 @@ class JointDataset(Dataset):
             raise ValueError(f"{prefix}: image class {highest} in the labels, but cls_nc is {cls_nc}")
         self.hyp = dict(hyp or {})
         self.image_mix = str(self.hyp.get("image_mix", "area"))
+        if self.image_mix not in HYP_CHOICES["image_mix"]:
+            raise ValueError(f"image_mix is {self.image_mix!r}: it can be one of {', '.join(HYP_CHOICES['image_mix'])}")
         self.imgsz, self.augment, self.rect, self.quad = imgsz, augment, rect, quad
         self.batch_size, self.stride, self.cls_nc, self.seed = batch_size, stride, cls_nc, seed
         self.batch_shapes: np.ndarray | None = None  # int [batches, 2] height, width
