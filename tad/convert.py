@@ -14,14 +14,14 @@ import io
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 import numpy as np
 
-from tad.video import SUFFIXES, VideoFile
+from tad.video import SUFFIXES, VideoFile, bare_name
 from utils.dataset.config import pattern
 from utils.system.arguments import check_ranges, parse_words
 from utils.system.command_line import one_sentence
@@ -137,8 +137,7 @@ def video_name(text: str, there: Collection[str] = ()) -> str:
         there: Names that exist: one of them is taken as it stands, whatever an address would make of it.
     """
     path = text.replace("\\", "/")
-    names = [PurePosixPath(p).name for p in (path, unquote(urlsplit(path).path))]
-    names = [PurePosixPath(n).stem if n.lower().endswith(SUFFIXES) else n for n in names]
+    names = [bare_name(p) for p in (path, unquote(urlsplit(path).path))]
     upload = re.sub(r"^[0-9a-f]{8}-", "", names[-1])  # Label Studio puts eight digits before an uploaded file's name
     return next((name for name in names if name in there), upload)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from tad.memory import Loading
 from tad.metrics import Scores, clean_truth, error_kinds, evaluate, recall
 from tad.plots import plot_errors, plot_map
 from tad.predict import predict_set
-from tad.video import SUFFIXES
+from tad.video import bare_name
 from utils.results.timelines import Event, plot_timelines
 from utils.system.devices import World
 from utils.system.files import whole_file
@@ -49,8 +49,7 @@ def of_videos(results: Mapping[str, list[Event]], names: Collection[str], file: 
     """
     found: dict[str, list[Event]] = {}
     for key, events in results.items():
-        path = PurePosixPath(key.replace("\\", "/"))
-        bare = path.stem if path.suffix.lower() in SUFFIXES else path.name
+        bare = bare_name(key)
         name = bare if key not in names and bare in names else key
         if name in found:
             raise ValueError(f"{file}: has results of the video {name} twice")

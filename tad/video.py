@@ -11,7 +11,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts")
 NEAREST = 8  # key frames that are tried in place of a window without a whole frame
 UNEVEN = 1.5  # frames that one may be away from an even rate before the rate counts as varying
+
+
+def bare_name(path: str) -> str:
+    """A video's name in a path of any system: without folders and without a video's suffix."""
+    name = PurePosixPath(path.replace("\\", "/")).name
+    return PurePosixPath(name).stem if name.lower().endswith(SUFFIXES) else name
 
 
 class VideoFile:

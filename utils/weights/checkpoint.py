@@ -106,8 +106,8 @@ def save_epoch(folder: Path, names: Sequence[str], checkpoint: Mapping[str, Any]
         if checkpoint["epoch"] < 0:  # of an earlier run in this folder (--exist-ok): it would pass for this one's
             (folder / "best.pt").unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
-        stands = f"the {first} of before stands" if first.exists() else "no checkpoint was saved before"
-        stands = f"{first} is whole" if written else stands
+        before = f"the {first} of before stands" if first.exists() else "no checkpoint was saved before"
+        stands = f"{first} is whole" if written else before
         raise OSError(f"epoch {checkpoint['epoch']} could not be saved in {folder} ({error}); {stands}") from error
 
 
